@@ -1,0 +1,102 @@
+//! What `kcradle run` boots: the file `cradle.json` in a bundle's directory.
+//!
+//! Every path is absolute, relative to the bundle's directory, or `fd:NAME`: a descriptor that the monitor was started
+//! with under that name (`LISTEN_FDNAMES`, sd_listen_fds(3)).
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The file's name in the bundle's directory.
+pub const BUNDLE_FILE: &str = "cradle.json";
+
+/// A microVM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Bundle {
+    /// Virtual CPUs, 1 to 64.
+    pub vcpus: u8,
+    /// Guest memory, MiB.
+    pub memory_mib: u32,
+    /// The guest's kernel: an uncompressed ELF `vmlinux` with a PVH note.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent as `/init`: an uncompressed cpio archive (newc).
+    pub initramfs: PathBuf,
+    /// What the agent shall do ([`crate::guest::GuestSpec`]); the monitor appends it to the initramfs as `/spec.json`.
+    pub guest_spec: PathBuf,
+    /// Added to the kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Disks, in the guest's order: `vda`, `vdb`, …
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// Network interfaces, in the guest's order: `eth0`, `eth1`, …
+    #[serde(default)]
+    pub nets: Vec<Net>,
+    /// Directories shared by virtiofs.
+    #[serde(default)]
+    pub shares: Vec<Share>,
+    /// A unix socket (`SOCK_STREAM`): each connection to it becomes a connection to the guest's vsock port 1. When it is a path,
+    /// the monitor creates the socket; connections wait until the guest has connected to the host's port 3 ("ready").
+    pub agent: PathBuf,
+    /// Where the guest's log goes (vsock port 2 of the host, [`crate::log`]).
+    #[serde(default)]
+    pub log: Option<LogFiles>,
+    /// Where the serial console's output goes; none = nowhere.
+    #[serde(default)]
+    pub console: Option<PathBuf>,
+}
+
+/// A disk: a list of pieces shown to the guest as one flat device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The pieces, in order. A writable disk has exactly one.
+    pub extents: Vec<Extent>,
+    /// The guest cannot write.
+    pub read_only: bool,
+}
+
+/// A piece of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Where the piece starts in it, bytes, a multiple of 512.
+    #[serde(default)]
+    pub offset: u64,
+    /// Bytes, a multiple of 512; 0 = up to the end of the file, rounded up to 4096 with zeroes.
+    #[serde(default)]
+    pub len: u64,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// The name of a tap that exists and that the monitor's uid owns.
+    pub tap: String,
+    /// The guest's MAC address.
+    pub mac: String,
+}
+
+/// A directory shared by virtiofs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The name under which the guest mounts it; at most 36 bytes.
+    pub tag: String,
+    /// The vhost-user socket of the daemon that serves it.
+    pub socket: PathBuf,
+}
+
+/// The two files that a log takes turns on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogFiles {
+    /// The files; both exist.
+    pub files: [PathBuf; 2],
+    /// How large each may become, bytes.
+    pub max_bytes: u64,
+}
+
+/// The guest's vsock port where its agent answers HTTP.
+pub const AGENT_PORT: u32 = 1;
+/// The host's vsock port that the guest's log goes to.
+pub const LOG_PORT: u32 = 2;
+/// The host's vsock port that the agent connects to, once, when it answers on its own.
+pub const READY_PORT: u32 = 3;
