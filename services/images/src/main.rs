@@ -1,3 +1,97 @@
-//! Not written yet.
+//! The content store of a zone: takes images in (load, pull, import), turns their layers into file systems once, and gives
+//! them out (save, push). Writes the `image` resources.
+//!
+//! Must not: trust what it is sent, run anything of an image, or mount anything.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod archive;
+mod collect;
+mod compress;
+mod digest;
+mod fail;
+mod ingest;
+mod layer;
+mod manifest;
+mod mkfs;
+mod progress;
+mod reference;
+mod server;
+mod store;
+
+use anyhow::Context as _;
+use clap::Parser;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::UnixListener;
+
+/// Images: load, save, pull, push.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Where to listen.
+    #[arg(long, default_value = zone::paths::IMAGES_SOCKET)]
+    socket: PathBuf,
+    /// The state engine's socket.
+    #[arg(long = "macro", default_value = zone::paths::MACRO_SOCKET)]
+    macro_socket: PathBuf,
+    /// The content store's directory.
+    #[arg(long, default_value = zone::paths::IMAGES)]
+    root: PathBuf,
+    /// The program that makes EROFS file systems (erofs-utils 1.8).
+    #[arg(long, default_value = "/usr/bin/mkfs.erofs")]
+    mkfs_erofs: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    let args = Args::parse();
+    let context = ingest::Context {
+        store: Arc::new(store::Store::open(&args.root)?),
+        mkfs: mkfs::Mkfs { program: args.mkfs_erofs },
+        zone: zone::client::Client::new(&args.macro_socket),
+    };
+    let listener = listen(&args.socket)?;
+    tokio::spawn(collect::run(context.clone()));
+    notify_ready();
+    tracing::info!(socket = %args.socket.display(), "ready");
+    axum::serve(listener, server::router(context)).with_graceful_shutdown(stopped()).await.context("cannot serve")
+}
+
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660)).context("cannot set the socket's mode")?;
+    Ok(listener)
+}
+
+/// Tells systemd (sd_notify(3)); nothing happens without `NOTIFY_SOCKET`.
+fn notify_ready() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match name.to_string_lossy().strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let sent = address.and_then(|a| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &a));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell systemd that the service is ready");
+    }
+}
+
+async fn stopped() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    if let Ok(mut terminate) = terminate {
+        terminate.recv().await;
+    } else {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,123 @@
+//! Reconciles the store with the image resources: removes files that no image names, rebuilds what an image misses.
+//!
+//! Must not remove anything while a load or pull is under way: it takes the store's exclusive lock or does nothing.
+
+use crate::digest::Digest;
+use crate::fail::{Result, blocking, io};
+use crate::ingest::Context;
+use crate::manifest::Config;
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+use zone::image::Image;
+use zone::Resource;
+
+/// How long after a change that could not be dealt with (a load was under way, the state engine was away).
+const RETRY: Duration = Duration::from_secs(5);
+/// Without any change.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// Reconciles at start and after each change, for ever.
+pub async fn run(context: Context) {
+    let mut first = true;
+    loop {
+        let wait = match once(&context, first).await {
+            Ok(true) => {
+                first = false;
+                wait_for_change(&context).await
+            }
+            Ok(false) => RETRY,
+            Err(error) => {
+                tracing::warn!(%error, "cannot reconcile the content store");
+                RETRY
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Returns when an image is gone, or when a watch ended.
+async fn wait_for_change(context: &Context) -> Duration {
+    let watched = tokio::time::timeout(IDLE, async {
+        let from = context.zone.list::<Image>().await?.revision;
+        let mut watch = context.zone.watch(&["image"], from).await?;
+        while let Some(event) = watch.next().await? {
+            if matches!(event, zone::client::Event::Delete { .. }) {
+                return Ok(Duration::from_millis(200));
+            }
+        }
+        Ok::<_, zone::ApiError>(RETRY)
+    });
+    match watched.await {
+        Ok(Ok(wait)) => wait,
+        Ok(Err(_)) => RETRY,
+        Err(_) => Duration::ZERO,
+    }
+}
+
+/// One pass; false when the store is in use.
+///
+/// # Errors
+/// When the state engine cannot be asked or a file not be removed.
+pub async fn once(context: &Context, repair: bool) -> Result<bool> {
+    let Some(_exclusive) = context.store.try_exclusive() else { return Ok(false) };
+    let images = context.zone.list::<Image>().await?.items;
+    if repair {
+        for image in &images {
+            repair_one(context, image).await?;
+        }
+    }
+    let mut keep: HashSet<PathBuf> = HashSet::new();
+    for image in &images {
+        let Ok(id) = Digest::parse(&image.meta.name) else { continue };
+        keep.extend(files_of(context, &id));
+    }
+    let store = context.store.clone();
+    blocking(move || {
+        for dir in ["images", "merged", "layers", "blobs/sha256"] {
+            let dir = store.dir(dir);
+            let entries = fs::read_dir(&dir).map_err(io(format!("cannot list {}", dir.display())))?;
+            for path in entries.flatten().map(|e| e.path()).filter(|p| !keep.contains(p)) {
+                tracing::info!(path = %path.display(), "removing a file that no image names");
+                fs::remove_file(&path).map_err(io(format!("cannot remove {}", path.display())))?;
+            }
+        }
+        Ok(true)
+    })
+    .await
+}
+
+/// Every file that belongs to an image, as far as the store can tell.
+fn files_of(context: &Context, image: &Digest) -> Vec<PathBuf> {
+    let store = &context.store;
+    let mut files = vec![store.blob(image), store.merged(image), store.dir("images").join(format!("{}.json", image.hex()))];
+    if let Ok((descriptor, _, manifest)) = store.manifest(image) {
+        let blobs = manifest.layers.iter().chain([&descriptor]).filter_map(|d| d.digest().ok());
+        files.extend(blobs.map(|d| store.blob(&d)));
+    }
+    let ids = store.read_blob(image).and_then(|c| Config::parse(&c)).map(|(_, ids)| ids).unwrap_or_default();
+    files.extend(ids.iter().flat_map(|id| [store.layer(id), store.layer_info(id)]));
+    files
+}
+
+/// Builds what an image misses; says so in its status when that cannot be done.
+async fn repair_one(context: &Context, image: &Resource<Image>) -> Result<()> {
+    let missing = |p: &PathBuf| !p.exists();
+    if image.status.ready && !image.status.disk.iter().map(|e| &e.path).any(missing) {
+        return Ok(());
+    }
+    let rebuilt = async {
+        let id = Digest::parse(&image.meta.name)?;
+        let (_, _, manifest) = context.store.manifest(&id)?;
+        context.build(&id, &context.store.read_blob(&id)?, &manifest).await
+    };
+    let status = rebuilt.await.unwrap_or_else(|error| {
+        tracing::error!(image = image.meta.name, %error, "an image cannot be used: load or pull it again");
+        zone::image::ImageStatus { ready: false, ..image.status.clone() }
+    });
+    match context.zone.update_status(image, &status).await {
+        Err(error) if error.kind != zone::ErrorKind::Conflict => Err(error),
+        _ => Ok(()),
+    }
+}
