@@ -97,7 +97,12 @@ impl Operation {
     /// `Internal` when the spec cannot be encoded.
     pub fn update_spec<K: Kind>(read: &Resource<K>, spec: &K::Spec) -> Result<Self, ApiError> {
         let Resource { meta, .. } = read;
-        Ok(Self::UpdateSpec { kind: K::NAME.into(), name: meta.name.clone(), revision: meta.revision, spec: to_value(spec)? })
+        Ok(Self::UpdateSpec {
+            kind: K::NAME.into(),
+            name: meta.name.clone(),
+            revision: meta.revision,
+            spec: to_value(spec)?,
+        })
     }
 
     /// Replaces the status of a resource that was read before.
@@ -267,7 +272,11 @@ impl Client {
     ///
     /// # Errors
     /// `Conflict` when it has; read it again then.
-    pub async fn update_status<K: Kind>(&self, read: &Resource<K>, status: &K::Status) -> Result<Resource<K>, ApiError> {
+    pub async fn update_status<K: Kind>(
+        &self,
+        read: &Resource<K>,
+        status: &K::Status,
+    ) -> Result<Resource<K>, ApiError> {
         self.one(Operation::update_status(read, status)?).await
     }
 
@@ -330,21 +339,29 @@ impl Client {
     /// # Errors
     /// `Gone` when `from` is so old that changes after it are forgotten: list again and watch from there.
     pub async fn watch(&self, kinds: &[&str], from: u64) -> Result<Watch, ApiError> {
-        let response = self.send(Method::GET, &format!("/v1/watch?kinds={}&from={from}", kinds.join(",")), None).await?;
+        let response =
+            self.send(Method::GET, &format!("/v1/watch?kinds={}&from={from}", kinds.join(",")), None).await?;
         Ok(Watch { body: response.into_body(), buffer: Vec::new() })
     }
 
     async fn one<K: Kind>(&self, operation: Operation) -> Result<Resource<K>, ApiError> {
         let mut result = self.transact(vec![operation]).await?;
         let item = result.items.pop().flatten().unwrap_or_default();
-        serde_json::from_value(item).map_err(|e| ApiError::new(ErrorKind::Internal, format!("cannot decode a {}: {e}", K::NAME)))
+        serde_json::from_value(item)
+            .map_err(|e| ApiError::new(ErrorKind::Internal, format!("cannot decode a {}: {e}", K::NAME)))
     }
 
-    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<T, ApiError> {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<T, ApiError> {
         let response = self.send(method, path, body).await?;
         let bytes = response.into_body().collect().await.map_err(|e| self.unreachable(&e))?.to_bytes();
-        serde_json::from_slice(&bytes)
-            .map_err(|e| ApiError::new(ErrorKind::Internal, format!("cannot decode the state engine's answer to {path}: {e}")))
+        serde_json::from_slice(&bytes).map_err(|e| {
+            ApiError::new(ErrorKind::Internal, format!("cannot decode the state engine's answer to {path}: {e}"))
+        })
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Response<Incoming>, ApiError> {
@@ -371,7 +388,10 @@ impl Client {
     }
 
     fn unreachable(&self, error: &dyn std::fmt::Display) -> ApiError {
-        ApiError::new(ErrorKind::Unavailable, format!("cannot reach the state engine at {}: {error}", self.socket.display()))
+        ApiError::new(
+            ErrorKind::Unavailable,
+            format!("cannot reach the state engine at {}: {error}", self.socket.display()),
+        )
     }
 }
 
@@ -403,7 +423,9 @@ impl Watch {
                         self.buffer.extend_from_slice(data);
                     }
                 }
-                Some(Err(error)) => return Err(ApiError::new(ErrorKind::Unavailable, format!("a watch broke off: {error}"))),
+                Some(Err(error)) => {
+                    return Err(ApiError::new(ErrorKind::Unavailable, format!("a watch broke off: {error}")));
+                }
             }
         }
     }

@@ -90,6 +90,7 @@ pub struct BoundPort {
 
 /// What an endpoint is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EndpointStatus {
     /// Tap, addresses and rules are in place.
     pub ready: bool,

@@ -30,6 +30,7 @@ pub struct ImageSpec {
 
 /// What an image is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ImageStatus {
     /// All layers are there and mountable.
     pub ready: bool,

@@ -17,6 +17,7 @@ pub mod ids;
 pub mod image;
 pub mod log;
 pub mod network;
+pub mod notify;
 pub mod paths;
 pub mod pod;
 pub mod resource;

@@ -183,13 +183,17 @@ impl LogReader {
             if self.current.is_none() && !self.open_next(0)? {
                 return Ok(records);
             }
-            let Some(current) = self.current.as_mut() else { return Ok(records) };
+            let Some(current) = self.current.as_mut() else {
+                return Ok(records);
+            };
             let mut buffer = vec![0u8; 64 * 1024];
             let got = current.file.read_at(&mut buffer, current.offset)?;
             if got == 0 {
                 let number = current.number;
                 // Read to the end: has the other file begun a higher number, or this one been emptied under us?
-                if self.header(self.current.as_ref().map_or(0, |c| c.index))? != Some(number) || self.has_successor(number)? {
+                if self.header(self.current.as_ref().map_or(0, |c| c.index))? != Some(number)
+                    || self.has_successor(number)?
+                {
                     self.partial.clear();
                     self.skipping = false;
                     if self.open_next(number)? {
@@ -253,7 +257,9 @@ impl LogReader {
                 best = Some((number, index));
             }
         }
-        let Some((number, index)) = best else { return Ok(false) };
+        let Some((number, index)) = best else {
+            return Ok(false);
+        };
         self.current = Some(Current { index, number, file: File::open(&self.paths[index])?, offset: 0 });
         Ok(true)
     }
@@ -262,7 +268,9 @@ impl LogReader {
 fn read_header(file: &File) -> io::Result<Option<u64>> {
     let mut buffer = [0u8; 64];
     let got = file.read_at(&mut buffer, 0)?;
-    let Some(end) = buffer[..got].iter().position(|b| *b == b'\n') else { return Ok(None) };
+    let Some(end) = buffer[..got].iter().position(|b| *b == b'\n') else {
+        return Ok(None);
+    };
     Ok(serde_json::from_slice::<FileHeader>(&buffer[..end]).ok().map(|h| h.file))
 }
 
@@ -272,7 +280,14 @@ mod tests {
     use std::fs;
 
     fn line(number: u64, text: &str) -> Vec<u8> {
-        Record { run: 1, number, time_ns: 5, container: "c".into(), data: Data::output(Stream::Stdout, text.as_bytes()) }.to_line()
+        Record {
+            run: 1,
+            number,
+            time_ns: 5,
+            container: "c".into(),
+            data: Data::output(Stream::Stdout, text.as_bytes()),
+        }
+        .to_line()
     }
 
     fn files(name: &str) -> [PathBuf; 2] {

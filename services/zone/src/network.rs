@@ -60,6 +60,7 @@ pub struct NetworkSpec {
 
 /// What a network is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NetworkStatus {
     /// The subnet is chosen and endpoints can be made.
     pub ready: bool,

@@ -280,6 +280,7 @@ pub enum Phase {
 
 /// What a pod is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PodStatus {
     /// Where it stands.
     pub phase: Phase,
@@ -305,6 +306,7 @@ pub struct PodStatus {
 
 /// What a container is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ContainerStatus {
     /// Process id inside the guest; 0 when it does not run.
     pub pid: u32,

@@ -15,6 +15,7 @@ impl Kind for Service {
 
 /// What a service is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ServiceStatus {
     /// systemd's ActiveState: `active`, `failed`, …
     pub active: String,
@@ -45,6 +46,7 @@ impl Kind for Node {
 
 /// What this machine is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NodeStatus {
     /// The machine's host name.
     pub hostname: String,

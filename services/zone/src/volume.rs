@@ -50,6 +50,7 @@ pub enum VolumeAccess {
 
 /// What a volume is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VolumeStatus {
     /// It can be attached.
     pub ready: bool,
@@ -86,6 +87,7 @@ pub struct SnapshotSpec {
 
 /// What a snapshot is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SnapshotStatus {
     /// It is there.
     pub ready: bool,

@@ -1,0 +1,120 @@
+//! The state engine as its clients see it: the real program, over its socket, killed at any moment.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::process::{Child, Command};
+use zone::ErrorKind;
+use zone::client::{Client, Event};
+use zone::network::{Network, NetworkSpec};
+
+struct Engine {
+    child: Child,
+    client: Client,
+}
+
+async fn start(folder: &Path) -> Engine {
+    let socket = folder.join("macro.sock");
+    let child = Command::new(env!("CARGO_BIN_EXE_kraud-macro"))
+        .args(["--socket".as_ref(), socket.as_os_str(), "--state".as_ref(), folder.join("state").as_os_str()])
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let client = Client::new(&socket);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match client.list::<Network>().await {
+            Ok(_) => return Engine { child, client },
+            Err(error) if Instant::now() > deadline => {
+                panic!("the state engine does not answer: {error}")
+            }
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+fn spec(name: &str) -> NetworkSpec {
+    NetworkSpec { name: name.into(), ..NetworkSpec::default() }
+}
+
+#[tokio::test]
+async fn everything_that_was_acknowledged_survives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = start(folder.path()).await;
+    let writers: Vec<_> = (0..4)
+        .map(|w| {
+            let client = engine.client.clone();
+            tokio::spawn(async move {
+                let mut acknowledged = Vec::new();
+                for n in 0..500 {
+                    let name = format!("{w}-{n}");
+                    match client.create::<Network>(&name, &spec(&name)).await {
+                        Ok(_) => acknowledged.push(name),
+                        Err(error) if error.kind == ErrorKind::Unavailable => break,
+                        Err(error) => panic!("creating {name}: {error}"),
+                    }
+                }
+                acknowledged
+            })
+        })
+        .collect();
+    // Killed in the midst of it: once a part has been written.
+    let mut watch = engine.client.watch(&["network"], 0).await.unwrap();
+    while watch.next().await.unwrap().unwrap().revision() < 60 {}
+    engine.child.kill().await.unwrap();
+    let mut acknowledged = Vec::new();
+    for writer in writers {
+        acknowledged.extend(writer.await.unwrap());
+    }
+    assert!(acknowledged.len() >= 50);
+    let engine = start(folder.path()).await;
+    let kept = engine.client.list::<Network>().await.unwrap();
+    for name in &acknowledged {
+        assert!(kept.items.iter().any(|n| n.meta.name == *name), "{name} was acknowledged and is lost");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_after_a_restart_without_a_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = start(folder.path()).await;
+    for n in 0..5 {
+        engine.client.create::<Network>(&format!("n{n}"), &spec("x")).await.unwrap();
+    }
+    engine.child.kill().await.unwrap();
+    let engine = start(folder.path()).await;
+    engine.client.delete::<Network>("n0").await.unwrap();
+    let mut watch = engine.client.watch(&["network"], 2).await.unwrap();
+    let mut told = Vec::new();
+    loop {
+        match watch.next().await.unwrap().unwrap() {
+            Event::Put { revision, .. } => told.push((revision, true)),
+            Event::Delete { revision, .. } => told.push((revision, false)),
+            Event::Bookmark { revision } => {
+                assert_eq!(revision, 6);
+                break;
+            }
+        }
+    }
+    assert_eq!(told, [(3, true), (4, true), (5, true), (6, false)]);
+}
+
+#[tokio::test]
+async fn of_two_writers_that_read_the_same_one_wins_and_the_other_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = start(folder.path()).await;
+    let read = engine.client.create::<Network>("n", &spec("a")).await.unwrap();
+    engine.client.update_spec(&read, &spec("b")).await.unwrap();
+    assert_eq!(engine.client.update_spec(&read, &spec("c")).await.unwrap_err().kind, ErrorKind::Conflict);
+    let now = engine.client.get::<Network>("n").await.unwrap();
+    assert_eq!((now.spec.name.as_str(), now.meta.generation), ("b", 2));
+}
+
+#[tokio::test]
+async fn names_with_slashes_and_blanks_are_names_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = start(folder.path()).await;
+    engine.client.create::<Network>("a/b c%20", &spec("a")).await.unwrap();
+    assert_eq!(engine.client.get::<Network>("a/b c%20").await.unwrap().meta.name, "a/b c%20");
+}
