@@ -3,14 +3,33 @@
 //! Owns the order of the steps and what a caller gets back. Every step lies in a content-addressed cache ([`cache`]); nothing is
 //! written next to the sources but what the caller asks for. Nothing here starts a virtual machine.
 
+pub mod cache;
+pub mod compile;
+pub mod cpio;
+pub mod disk;
 pub mod error;
+pub mod extension;
+pub mod host;
+pub mod initrd;
+pub mod key;
+pub mod lock;
+pub mod mirror;
+pub mod root;
+pub mod services;
 pub mod tools;
+pub mod trees;
 
 pub use error::{Error, Result};
 pub use tools::Tools;
 
+use cache::Cache;
+use error::At;
+use host::Host;
+use lock::Lock;
+use mirror::Sources;
 use std::path::PathBuf;
 use std::time::Duration;
+use trees::{Tree, Trees};
 
 /// Which of the two images of a version is made. Both have the same root, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +96,110 @@ pub struct Built {
 /// # Errors
 /// Names the step, what is wrong and what to do.
 pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Built> {
-    let _ = progress;
-    Err(Error::Unsupported { what: format!("building from {}", options.workspace.display()) })
+    let host = Host::detect()?;
+    if host.uses_sudo() {
+        progress.note("not root: the trees, the root, the extension and the disk image are made through sudo");
+    }
+    let cache = Cache::open(cache_root(options)?, host)?;
+    let recipes = options.workspace.join("image-recipes");
+    let sources = Sources::detect(options.mirror.as_deref())?;
+    let lock = Lock::read(&recipes.join("packages.lock"))?;
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock };
+    let tools_tree = trees.make("tools", progress)?;
+    let build_tree = trees.make("build", progress)?;
+    let root_tree = trees.make("root", progress)?;
+    let mut locked = true;
+    for (name, tree) in [("tools", &tools_tree), ("build", &build_tree), ("root", &root_tree)] {
+        check_lock(&lock, name, tree, options, progress, &mut locked)?;
+    }
+
+    let version = env!("CARGO_PKG_VERSION");
+    let tools = Tools::new(tools_tree.path.clone());
+    let zfs = compile::zfs_modules(&cache, host, &build_tree, &root_tree, progress)?;
+    let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
+    let services = services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)?;
+    let signer = extension::Signer::open(&cache, &tools)?;
+    let parts = root::Parts { tree: &root_tree, zfs: &zfs, services: &services, recipes: &recipes, version, extension_cert: &signer.cert };
+    let root = root::assemble(&cache, host, &tools, &parts, progress)?;
+    let initrd = initrd::make(&cache, &tools, &tools_tree, &root.path, &root.key, &recipes, progress)?;
+    let extension = match options.variant {
+        Variant::Release => None,
+        Variant::Development => {
+            let dev = trees.make("dev", progress)?;
+            check_lock(&lock, "dev", &dev, options, progress, &mut locked)?;
+            let inputs = extension::Inputs { workspace: &options.workspace, dev: &dev, root: &root_tree, version };
+            Some(extension::make(&cache, host, &tools, &trees, &signer, &inputs, progress)?)
+        },
+    };
+    let parts = disk::Parts {
+        root: &root,
+        initrd: &initrd,
+        root_tree: &root_tree,
+        tools_tree: &tools_tree,
+        recipes: &recipes,
+        version,
+        extension: extension.as_deref(),
+    };
+    let disk = disk::make(&cache, host, &tools, &parts, progress)?;
+    Ok(Built {
+        image: disk.image,
+        sha256: disk.sha256,
+        size: disk.size,
+        ovmf_code: tools.tree().join("usr/share/OVMF/OVMF_CODE_4M.fd"),
+        ovmf_vars: tools.tree().join("usr/share/OVMF/OVMF_VARS_4M.fd"),
+        tools,
+        locked,
+    })
+}
+
+fn cache_root(options: &BuildOptions) -> Result<PathBuf> {
+    options.cache.clone().map_or_else(cache::default_root, Ok)
+}
+
+/// Says which packages of a tree are not as locked, or fails when that is what the caller wants.
+fn check_lock(lock: &Lock, name: &str, tree: &Tree, options: &BuildOptions, progress: &mut dyn Progress, locked: &mut bool) -> Result<()> {
+    let moved = lock::moved(name, &lock.tree(name), &tree.versions);
+    if moved.is_empty() {
+        return Ok(());
+    }
+    if options.locked {
+        return Err(Error::Unlocked { moved: moved.iter().map(|line| format!("  {line}\n")).collect() });
+    }
+    *locked = false;
+    let shown: Vec<_> = moved.iter().take(8).map(String::as_str).collect();
+    let more = moved.len().saturating_sub(shown.len());
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    progress.note(&format!("the image is not locked: {}{rest}; `cargo appliance lock` accepts them", shown.join(", ")));
+    Ok(())
+}
+
+/// Writes `image-recipes/packages.lock` from what the mirror has now. Returns what changed.
+///
+/// # Errors
+/// As [`build`].
+pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Vec<String>> {
+    let host = Host::detect()?;
+    let cache = Cache::open(cache_root(options)?, host)?;
+    let recipes = options.workspace.join("image-recipes");
+    let sources = Sources::detect(options.mirror.as_deref())?;
+    let path = recipes.join("packages.lock");
+    let (old, empty) = (Lock::read(&path)?, Lock::default());
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &empty };
+    let (mut new, mut changed) = (Lock::default(), Vec::new());
+    for name in ["tools", "build", "root", "dev"] {
+        let tree = trees.make(name, progress)?;
+        changed.extend(lock::moved(name, &old.tree(name), &tree.versions));
+        new.set(name, tree.versions);
+    }
+    std::fs::write(&path, new.text()).at("write", &path)?;
+    Ok(changed)
+}
+
+/// Removes what no build has used for `age` from the cache; returns what it removed.
+///
+/// # Errors
+/// When another build has the cache, or something cannot be removed.
+pub fn collect_cache(cache: Option<&std::path::Path>, age: Duration) -> Result<Vec<PathBuf>> {
+    let root = cache.map_or_else(cache::default_root, |path| Ok(path.to_owned()))?;
+    Cache::open(root, Host::detect()?)?.collect(age)
 }

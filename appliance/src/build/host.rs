@@ -1,0 +1,173 @@
+//! The machine that builds: who we are, what it lacks, and the one way to run its programs.
+//!
+//! A build needs real root for file owners and mounts. As root commands run directly; as somebody else they go through sudo,
+//! and the first time that is said.
+
+use super::error::{At, Error, Result};
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// How much of a failed program's output an error shows.
+const TAIL_BYTES: u64 = 2000;
+
+/// The machine that builds.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    root: bool,
+}
+
+impl Host {
+    /// Looks at who we are.
+    ///
+    /// # Errors
+    /// [`Error::NotRoot`] when neither root nor sudo is there.
+    pub fn detect() -> Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        if !root && find("sudo").is_none() {
+            return Err(Error::NotRoot);
+        }
+        Ok(Self { root })
+    }
+
+    /// Whether commands go through sudo.
+    #[must_use]
+    pub fn uses_sudo(self) -> bool {
+        !self.root
+    }
+
+    /// A command with root's rights.
+    #[must_use]
+    pub fn command(self, program: impl AsRef<OsStr>) -> Command {
+        if self.root {
+            return Command::new(program);
+        }
+        let mut command = Command::new("sudo");
+        command.arg(program);
+        command
+    }
+
+    /// Makes sure that mmdebstrap is there: the only program that the machine must have. Root gets it from apt.
+    ///
+    /// # Errors
+    /// [`Error::MissingProgram`], or apt's failure.
+    pub fn need_mmdebstrap(self, log: &Path) -> Result<()> {
+        if find("mmdebstrap").is_some() {
+            return Ok(());
+        }
+        let missing = Error::MissingProgram { program: "mmdebstrap", package: "mmdebstrap" };
+        if !self.root || find("apt-get").is_none() {
+            return Err(missing);
+        }
+        run("host", log, Command::new("apt-get").args(["update", "-q"]))?;
+        run("host", log, Command::new("apt-get").args(["install", "-yq", "--no-install-recommends", "mmdebstrap"]))
+    }
+
+    /// Removes a file or a tree, whoever owns it. A path that is not there is no error.
+    ///
+    /// # Errors
+    /// When something of it stays.
+    pub fn remove(self, path: &Path) -> Result<()> {
+        let status = self.command("rm").args(["-rf", "--one-file-system", "--"]).arg(path).status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(_) => Err(std::io::Error::other("rm failed")).at("remove", path),
+            Err(source) => Err(Error::Start { program: "rm".into(), source }),
+        }
+    }
+}
+
+/// Where a program lies on PATH or in the system's folders.
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).map(|dir| dir.join(program)).find(|p| p.is_file())
+}
+
+/// Runs a program to its end; both its outputs go to `log`.
+///
+/// # Errors
+/// [`Error::Start`] or [`Error::Tool`] with the end of its output.
+pub fn run(step: &str, log: &Path, command: &mut Command) -> Result<()> {
+    let mut out = OpenOptions::new().create(true).append(true).read(true).open(log).at("open", log)?;
+    let program = describe(command);
+    let begin = out.seek(SeekFrom::End(0)).at("read", log)?;
+    let err = out.try_clone().at("open", log)?;
+    let status = command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(out.try_clone().at("open", log)?)
+        .stderr(err)
+        .status()
+        .map_err(|source| Error::Start { program: program.clone(), source })?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Tool { step: step.into(), program, status, tail: tail(&mut out, begin), log: log.into() })
+}
+
+/// Runs a program and returns what it wrote to its standard output; the rest goes to `log`.
+///
+/// # Errors
+/// As [`run`].
+pub fn output(step: &str, log: &Path, command: &mut Command) -> Result<String> {
+    let mut err = OpenOptions::new().create(true).append(true).read(true).open(log).at("open", log)?;
+    let program = describe(command);
+    let begin = err.seek(SeekFrom::End(0)).at("read", log)?;
+    let out = command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stderr(err.try_clone().at("open", log)?)
+        .output()
+        .map_err(|source| Error::Start { program: program.clone(), source })?;
+    if out.status.success() {
+        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+    }
+    Err(Error::Tool { step: step.into(), program, status: out.status, tail: tail(&mut err, begin), log: log.into() })
+}
+
+/// Reads a whole text file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).at("read", path)
+}
+
+/// The lines of a list: no comments, no blank lines.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_list(path: &Path) -> Result<Vec<String>> {
+    Ok(read(path)?.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned).collect())
+}
+
+fn describe(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).map(OsStr::to_string_lossy).collect();
+    let line = words.iter().filter(|w| !w.contains('\n')).map(AsRef::as_ref).collect::<Vec<&str>>().join(" ");
+    if line.len() > 300 { format!("{}…", line.chars().take(300).collect::<String>()) } else { line }
+}
+
+fn tail(log: &mut fs::File, begin: u64) -> String {
+    let end = log.seek(SeekFrom::End(0)).unwrap_or(begin);
+    let from = begin.max(end.saturating_sub(TAIL_BYTES));
+    let mut bytes = Vec::new();
+    let _ = log.seek(SeekFrom::Start(from)).and_then(|_| log.read_to_end(&mut bytes));
+    String::from_utf8_lossy(&bytes).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_program_is_reported_with_the_end_of_its_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        fs::write(&log, "from an earlier program\n").unwrap();
+        let error = run("step", &log, Command::new("sh").args(["-c", "echo no such mirror >&2; exit 3"])).unwrap_err().to_string();
+        assert!(error.contains("no such mirror") && !error.contains("earlier"), "{error}");
+    }
+}

@@ -1,0 +1,133 @@
+//! The initrd: a static busybox, veritysetup and the modules that reach the disk.
+//!
+//! Small on purpose: under emulation every process of a larger one costs a tenth of a second.
+
+use super::cache::Cache;
+use super::compile::kernel_version;
+use super::error::{At, Error, Result};
+use super::cpio::Cpio;
+use super::host;
+use super::key::Key;
+use super::tools::Tools;
+use super::trees::Tree;
+use super::Progress;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The file `initrd` in the returned entry; `root` is the assembled root, whose modules are not compressed.
+///
+/// # Errors
+/// When a module or a library is missing.
+pub fn make(cache: &Cache, tools: &Tools, tools_tree: &Tree, root: &Path, root_key: &str, recipes: &Path, progress: &mut dyn Progress) -> Result<PathBuf> {
+    let key = Key::new("initrd", 1).text("tools", &tools_tree.identity()).text("root", root_key).tree(&recipes.join("initrd"))?;
+    let entry = cache.step(progress, "initrd", key, |dir, _| {
+        let mut cpio = Cpio::default();
+        for name in ["bin", "dev", "lib64", "modules", "proc", "run", "sys", "sysroot", "usr", "usr/lib", "usr/lib/x86_64-linux-gnu"] {
+            cpio.dir(name);
+        }
+        cpio.link("lib", "usr/lib");
+        cpio.device("dev/console", 0o600, (5, 1));
+        cpio.file("init", 0o755, &recipes.join("initrd/init"))?;
+        cpio.file("bin/busybox", 0o755, &tools.tree().join("usr/bin/busybox"))?;
+        add_program(&mut cpio, tools, &cache.log("initrd"), "usr/sbin/veritysetup", "bin/veritysetup")?;
+        add_modules(&mut cpio, root, &recipes.join("initrd/modules.list"))?;
+        let plain = dir.join("initrd.cpio");
+        fs::write(&plain, cpio.finish()).at("write", &plain)?;
+        host::run("initrd", &cache.log("initrd"), tools.command("zstd").args(["-q", "-15", "--rm", "-o"]).arg(dir.join("initrd")).arg(&plain))
+    })?;
+    Ok(entry.join("initrd"))
+}
+
+/// A program of the tools tree with all its libraries and its loader.
+fn add_program(cpio: &mut Cpio, tools: &Tools, log: &Path, program: &str, name: &str) -> Result<()> {
+    let path = tools.tree().join(program);
+    cpio.file(name, 0o755, &path)?;
+    let listing = host::output("initrd", log, tools.command("ldd").arg(Path::new("/").join(program)))?;
+    for library in libraries(&listing) {
+        let from = tools.tree().join(library.trim_start_matches('/'));
+        let to = if library.starts_with("/lib64") { library.trim_start_matches('/').to_owned() } else { format!("usr/lib/x86_64-linux-gnu/{}", base(library)) };
+        cpio.file(&to, 0o755, &from)?;
+    }
+    Ok(())
+}
+
+/// The paths in the output of ldd: `name => /path (address)` or `/path (address)`.
+fn libraries(listing: &str) -> Vec<&str> {
+    listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).collect()
+}
+
+/// Every group's modules with what they need, each once, and a list of them in the order of loading.
+fn add_modules(cpio: &mut Cpio, root: &Path, list: &Path) -> Result<()> {
+    let base_dir = root.join("usr/lib/modules").join(kernel_version(root)?);
+    let dep = host::read(&base_dir.join("modules.dep"))?;
+    let builtin = host::read(&base_dir.join("modules.builtin"))?;
+    let mut added = BTreeSet::new();
+    for line in host::read_list(list)? {
+        let mut words = line.split_whitespace();
+        let group = words.next().unwrap_or_default();
+        let mut order: Vec<String> = Vec::new();
+        for module in words {
+            if is_in(&builtin, module) {
+                continue;
+            }
+            let chain = chain(&dep, module).ok_or_else(|| Error::Recipe { path: list.into(), what: format!("the kernel has no module {module}") })?;
+            for file in chain {
+                if !order.contains(&file) {
+                    order.push(file);
+                }
+            }
+        }
+        let names: Vec<_> = order.iter().map(|file| format!("{}\n", base(file))).collect();
+        cpio.data(&format!("modules/{group}.list"), 0o644, names.concat().as_bytes());
+        for file in order {
+            if added.insert(file.clone()) {
+                cpio.file(&format!("modules/{}", base(&file)), 0o644, &base_dir.join(&file))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A module's file after all that it needs, from `modules.dep` (which names the nearest need first).
+fn chain(dep: &str, module: &str) -> Option<Vec<String>> {
+    let (file, needs) = dep.lines().filter_map(|l| l.split_once(':')).find(|(file, _)| stem(file) == plain(module))?;
+    let mut chain: Vec<_> = needs.split_whitespace().rev().map(str::to_owned).collect();
+    chain.push(file.to_owned());
+    Some(chain)
+}
+
+fn is_in(builtin: &str, module: &str) -> bool {
+    builtin.lines().any(|file| stem(file) == plain(module))
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn stem(path: &str) -> String {
+    plain(base(path).split('.').next().unwrap_or_default())
+}
+
+/// Module names do not tell `-` from `_`.
+fn plain(module: &str) -> String {
+    module.replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_comes_after_everything_it_needs() {
+        let dep = "k/md/dm-mod.ko:\nk/md/dm-bufio.ko: k/md/dm-mod.ko\nk/md/dm-verity.ko: k/md/dm-bufio.ko k/md/dm-mod.ko\n";
+        assert_eq!(chain(dep, "dm_verity").unwrap(), ["k/md/dm-mod.ko", "k/md/dm-bufio.ko", "k/md/dm-verity.ko"]);
+        assert_eq!(chain(dep, "nvme"), None);
+    }
+
+    #[test]
+    fn libraries_and_the_loader_are_found_in_ldd_s_output() {
+        let out = "\tlinux-vdso.so.1 (0x7f)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)\n\t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
+        assert_eq!(libraries(out), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+    }
+}
