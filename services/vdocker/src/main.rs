@@ -1,3 +1,65 @@
-//! Not written yet.
+//! The agent in a pod's guest: PID 1, starts the containers' processes, carries their output to the host, answers HTTP.
+//!
+//! Owns: the order of the boot and of the power-off. Everything that a container needs is done before its process
+//! starts, everything else after.
+//!
+//! Must not: panic (the kernel would), wait without a bound on anything but the containers themselves, or give a
+//! container a way to the host: whatever runs in the guest is already a stranger's.
+//!
+//! Invariants: `exited` or `failed` is the last record of a container; the log stream is closed by the monitor before
+//! the guest powers off; no child process is ever reaped by anyone but the thread that owns it.
 
-fn main() {}
+#![allow(unsafe_code)]
+// Rust's own start-up opens /dev/null when a standard descriptor is closed, and aborts when there is no /dev yet.
+#![cfg_attr(not(test), no_main)]
+
+mod agent;
+mod boot;
+mod caps;
+mod cgroup;
+mod child;
+mod console;
+mod inroot;
+mod container;
+mod log;
+mod net;
+mod output;
+mod platform;
+mod power;
+mod process;
+mod program;
+mod rootfs;
+mod sys;
+mod user;
+mod volumes;
+
+use platform::Platform;
+
+/// The C library's entry.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
+    // The arguments come from the C library's start code, which runs before this.
+    let mut args = std::env::args_os().skip(1);
+    let platform = match (args.next(), args.next()) {
+        (Some(flag), Some(dir)) if flag == "--namespaces" => Platform::namespaces(dir.into()),
+        _ => Platform::guest(),
+    };
+    run(platform)
+}
+
+/// Boots, waits for the containers, powers off. Returns only outside of a guest.
+#[cfg_attr(test, allow(dead_code))]
+fn run(platform: Platform) -> libc::c_int {
+    sys::ignore_sigpipe();
+    match boot::boot(platform) {
+        Ok(agent) => {
+            agent.wait_for_containers();
+            power::finish(&agent)
+        }
+        Err(error) => {
+            console::error(&error);
+            power::off(&error.platform)
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What all threads share: the log, the containers, the count of what still goes on.
+
+use crate::console;
+use crate::container::Container;
+use crate::log::Log;
+use crate::platform::Platform;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use zone::guest::GuestSpec;
+
+/// How long clients may take to read the last output before the power goes.
+const STREAM_LIMIT: Duration = Duration::from_secs(5);
+/// Stacks are small: the guest may have little memory, and nothing here recurses deeply.
+const STACK: usize = 256 * 1024;
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// Where it runs.
+    pub platform: Platform,
+    /// What it was told.
+    pub spec: GuestSpec,
+    /// The log.
+    pub log: Log,
+    /// The containers whose files could be mounted, by id.
+    pub containers: BTreeMap<String, Arc<Container>>,
+    activity: Mutex<Activity>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Activity {
+    running: usize,
+    streams: usize,
+    shutdown: bool,
+}
+
+impl Agent {
+    /// An agent with nothing running.
+    pub fn new(platform: Platform, spec: GuestSpec, log: Log, containers: BTreeMap<String, Arc<Container>>) -> Self {
+        Self { platform, spec, log, containers, activity: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn activity(&self) -> MutexGuard<'_, Activity> {
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Activity)) {
+        change(&mut self.activity());
+        self.changed.notify_all();
+    }
+
+    /// A container runs.
+    pub fn container_started(&self) {
+        self.change(|a| a.running += 1);
+    }
+
+    /// A container has exited and its last record is sent.
+    pub fn container_ended(&self) {
+        self.change(|a| a.running -= 1);
+    }
+
+    /// Somebody wants the power off.
+    pub fn request_shutdown(&self) {
+        self.change(|a| a.shutdown = true);
+    }
+
+    /// Waits until the last container has exited; with `files_only`, until the shutdown is asked for.
+    pub fn wait_for_containers(&self) {
+        let mut activity = self.activity();
+        while activity.running > 0 || (self.spec.files_only && !activity.shutdown) {
+            activity = self.changed.wait(activity).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Counts a client that output is sent to, until the guard is dropped.
+    pub fn stream(self: &Arc<Self>) -> StreamGuard {
+        self.change(|a| a.streams += 1);
+        StreamGuard(Arc::clone(self))
+    }
+
+    /// Waits, not for long, until all clients have read what was sent to them.
+    pub fn wait_for_streams(&self) {
+        let deadline = Instant::now() + STREAM_LIMIT;
+        let mut activity = self.activity();
+        while activity.streams > 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            (activity, _) = self.changed.wait_timeout(activity, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A client that output is sent to.
+#[derive(Debug)]
+pub struct StreamGuard(Arc<Agent>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.change(|a| a.streams -= 1);
+    }
+}
+
+/// Runs `work` on a thread of its own. Returns false when there is no memory for one.
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> bool {
+    match std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work) {
+        Ok(_) => true,
+        Err(error) => {
+            console::say(&format!("cannot start the thread {name}: {error}"));
+            false
+        }
+    }
+}
