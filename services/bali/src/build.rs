@@ -89,6 +89,8 @@ impl Content {
                 Err(Error::Invalid(format!("the entrypoint /{program} is not executable")))
             }
             Some(Node::Dir { .. }) => Err(Error::Invalid(format!("the entrypoint /{program} is a directory"))),
+            // With `--host-usr` it may be a program of the host.
+            None if program.starts_with("usr/") => Ok(()),
             // A path through a symbolic link is found when it is started.
             None if self.tree.nodes.values().any(|n| matches!(n, Node::Symlink { .. })) => Ok(()),
             None => Err(Error::Invalid(format!("the entrypoint /{program} is not among the files that are copied"))),

@@ -1,5 +1,8 @@
 //! `bali run` as systemd starts it: as root, with real namespaces. Without root these tests say so and pass.
 
+// The helpers below are test code too; clippy knows only functions marked `#[test]`.
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
@@ -92,8 +95,8 @@ fn exit_codes_are_the_payloads_or_tell_why_there_is_none() {
     assert_eq!(code(&["--user", "nobody-of-that-name"], "true"), Some(125));
     assert_eq!(code(&["--bind", "/not/there"], "true"), Some(125));
     assert_eq!(code(&["--bind", "-/not/there", "--host-usr"], "exit 3"), Some(3));
-    let Some(bench) = Bench::new("COPY --chmod=0755 greeting /bin/x\nENTRYPOINT [\"/bin/x\"]\n") else { return };
-    assert_eq!(bench.run(&[], &[]).output().unwrap().status.code(), Some(126), "no program, but a file");
+    let Some(bench) = Bench::new("COPY greeting /greeting\nCMD [\"/greeting\"]\n") else { return };
+    assert_eq!(bench.run(&[], &[]).output().unwrap().status.code(), Some(126), "not executable");
 }
 
 #[test]
@@ -129,7 +132,7 @@ fn signals_reach_the_payload_which_has_our_process_id() {
 fn nothing_stays_mounted_and_the_hosts_files_are_out_of_sight() {
     let Some(bench) = Bench::shell() else { return };
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let output = bench.run(&["--host-usr"], &["cut -d' ' -f5 /proc/self/mountinfo; ls /root /work 2>/dev/null"]).output().unwrap();
+    let output = bench.run(&["--host-usr"], &["cut -d' ' -f5 /proc/self/mountinfo; ls /root /home 2>/dev/null || true"]).output().unwrap();
     let mut mounts: Vec<String> = said(&output).lines().map(str::to_owned).collect();
     // The host's own mounts below /usr and /etc are shown with them.
     mounts.retain(|m| !m.starts_with("/usr/") && !m.starts_with("/etc/"));
@@ -221,14 +224,11 @@ fn a_later_mount_of_the_host_appears_below_a_bind() {
 
 #[test]
 fn readiness_reaches_systemd() {
-    let Some(bench) = Bench::new("COPY --chmod=0755 bali /bin/bali\nENTRYPOINT [\"/bin/bali\"]\nCMD [\"--version\"]\n") else {
-        return;
-    };
+    let Some(bench) = Bench::shell() else { return };
     let socket = bench.dir.path().join("notify");
     let _listener = UnixDatagram::bind(&socket).unwrap();
-    let Some(shell) = Bench::shell() else { return };
     let script = "test -S \"$NOTIFY_SOCKET\" && echo reachable";
-    let output = shell.run(&["--host-usr"], &[script]).env("NOTIFY_SOCKET", &socket).output().unwrap();
+    let output = bench.run(&["--host-usr"], &[script]).env("NOTIFY_SOCKET", &socket).output().unwrap();
     assert_eq!(said(&output), "reachable");
 }
 

@@ -72,6 +72,8 @@ struct Shown {
     target: String,
     mount: OwnedFd,
     is_dir: bool,
+    // A tmpfs of the payload alone: mount points may be made in it.
+    own: bool,
 }
 
 /// A root under construction.
@@ -138,10 +140,10 @@ impl Mounts {
         let processes = if options.all_processes { "off" } else { "invisible" };
         let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let proc = file_system("proc", &[("hidepid", processes)], safe | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
-        self.push(Path::new("/proc"), proc, true)?;
-        self.push(Path::new("/tmp"), tmpfs("1777")?, true)?;
+        self.push(Path::new("/proc"), proc, true, false)?;
+        self.push(Path::new("/tmp"), tmpfs("1777")?, true, true)?;
         for path in &options.tmpfs {
-            self.push(path, tmpfs("1777")?, true)?;
+            self.push(path, tmpfs("1777")?, true, true)?;
         }
         if options.sys {
             self.open(Path::new("/sys"), Path::new("/sys"), libc::MOUNT_ATTR_RDONLY)?;
@@ -174,22 +176,25 @@ impl Mounts {
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let mount = open_tree(CWD, source, clone).map_err(RunError::step(step()))?;
         set_flags(mount.as_fd(), flags | libc::MOUNT_ATTR_NOSUID, true).map_err(RunError::step(step()))?;
-        self.push(target, mount, is_dir)
+        self.push(target, mount, is_dir, false)
     }
 
-    fn push(&mut self, target: &Path, mount: OwnedFd, is_dir: bool) -> Result<(), RunError> {
+    fn push(&mut self, target: &Path, mount: OwnedFd, is_dir: bool, own: bool) -> Result<(), RunError> {
         let text = target.to_str().filter(|t| t.starts_with('/'));
         let text = text.ok_or_else(|| Error::Invalid(format!("{} is not an absolute path", target.display())))?;
         let target = clean(text)?;
         if target.is_empty() {
             return Err(Error::Invalid("the root itself is the image's: show the host's folders below it".into()).into());
         }
-        self.shown.push(Shown { target, mount, is_dir });
+        self.shown.push(Shown { target, mount, is_dir, own });
         Ok(())
     }
 
     fn attach(&self, shown: &Shown) -> std::io::Result<()> {
-        let point = mount_point(self.root.as_fd(), &shown.target, shown.is_dir)?;
+        let below = |own: &&Shown| own.own && shown.target.strip_prefix(&own.target).is_some_and(|rest| rest.starts_with('/'));
+        let own = self.shown.iter().filter(below).max_by_key(|own| own.target.len());
+        let (root, path) = own.map_or((&self.root, 0), |own| (&own.mount, own.target.len() + 1));
+        let point = mount_point(root.as_fd(), &shown.target[path..], shown.is_dir)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         Ok(move_mount(&shown.mount, "", &point, "", flags)?)
     }
