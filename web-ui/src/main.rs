@@ -1,3 +1,76 @@
-//! Not written yet.
+//! `web-ui`: the zone's web page. One page, live: pods, images, volumes, networks and services of this zone.
+//!
+//! Owns sessions (in memory: a restart asks for the pairing code again). Reads the state engine through watch caches
+//! and never the things themselves; asks `node` for the pairing code and client bundles. Has no privilege: it parses
+//! what strangers send.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod live;
+mod node;
+mod pages;
+mod session;
+mod tls;
+mod view;
+
+use anyhow::Context as _;
+use clap::Parser;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The web page of a kraud zone.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The address to listen on.
+    #[arg(long, default_value = "[::]:443")]
+    listen: SocketAddr,
+    /// Serve without TLS; only for tests on loopback.
+    #[arg(long)]
+    plain: bool,
+    /// The folder with server.pem and server-key.pem.
+    #[arg(long, default_value = zone::paths::TLS)]
+    tls: PathBuf,
+    /// The state engine's socket.
+    #[arg(long = "macro", default_value = zone::paths::MACRO_SOCKET)]
+    macro_socket: PathBuf,
+    /// The socket of `node`.
+    #[arg(long, default_value = zone::paths::NODE_SOCKET)]
+    node: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    anyhow::ensure!(
+        !arguments.plain || arguments.listen.ip().is_loopback(),
+        "--plain needs a loopback address, not {}: without TLS everyone on the network could read the session",
+        arguments.listen
+    );
+    let model = view::Model::follow(&zone::client::Client::new(&arguments.macro_socket));
+    let site = pages::Site::new(model, node::Node::new(&arguments.node), !arguments.plain);
+    let router = pages::router(site);
+    let listener =
+        TcpListener::bind(arguments.listen).await.with_context(|| format!("listen on {}", arguments.listen))?;
+    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let serve = async {
+        if arguments.plain {
+            zone::notify::ready();
+            axum::serve(listener, router).await.context("serve")
+        } else {
+            let listener = tls::TlsListener::start(listener, &arguments.tls).await?;
+            zone::notify::ready();
+            axum::serve(listener, router).await.context("serve")
+        }
+    };
+    tokio::select! {
+        served = serve => served,
+        _ = term.recv() => Ok(()),
+    }
+}

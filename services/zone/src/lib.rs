@@ -9,6 +9,8 @@
 
 pub mod bundle;
 #[cfg(feature = "client")]
+pub mod cache;
+#[cfg(feature = "client")]
 pub mod client;
 pub mod endpoint;
 pub mod error;
