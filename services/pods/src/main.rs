@@ -1,3 +1,140 @@
-//! Not written yet.
+//! Runs the zone's pods: each pod is one transient unit of systemd with a monitor in it.
+//!
+//! Owns: the pods' uids, writable layers, log files, bundles and units; the status of the resource `pod`.
+//! Must not: touch networks, volumes or images; speak with anybody but the state engine, systemd and, to stop a pod, its agent.
+//! Invariants: it holds no state of its own. Killed at any time, it finds everything again in the state engine, in
+//! systemd's list of units and in the pods' logs; running pods do not notice.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod agent;
+mod artefacts;
+mod disk;
+mod follow;
+mod launch;
+mod machine;
+mod manager;
+mod plan;
+mod pod;
+mod remove;
+mod runlog;
+mod shared;
+mod systemd;
+mod unit;
+mod world;
+
+use anyhow::Context as _;
+use clap::Parser;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tracing_subscriber::EnvFilter;
+use zone::client::Client;
+use zone::paths;
+
+/// Runs the zone's pods.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// The state engine's socket.
+    #[arg(long, default_value = paths::MACRO_SOCKET)]
+    macro_socket: PathBuf,
+    /// The bus that systemd is on, as a D-Bus address; the system's bus when absent.
+    #[arg(long)]
+    bus: Option<String>,
+    /// Where bundles lie.
+    #[arg(long, default_value = "/run/kraud/pods")]
+    run: PathBuf,
+    /// Where writable layers and logs lie.
+    #[arg(long, default_value = paths::PODS)]
+    data: PathBuf,
+    /// A directory with kcradle, vmlinux and initramfs.cpio, used as it is instead of the signed image.
+    #[arg(long)]
+    cradle: Option<PathBuf>,
+    /// The signed image of the monitor, the agent and the guest's kernel.
+    #[arg(long, default_value = "/usr/lib/kraud/services/cradle.tar.gz")]
+    cradle_image: PathBuf,
+    /// Where that image is unpacked.
+    #[arg(long, default_value = paths::CRADLE)]
+    cradle_dir: PathBuf,
+    /// Keys that the image may be signed with.
+    #[arg(long, default_value = paths::KEYS)]
+    keys: PathBuf,
+    /// The file server, on the host.
+    #[arg(long, default_value = "/usr/libexec/virtiofsd")]
+    virtiofsd: PathBuf,
+    /// setpriv(1), on the host.
+    #[arg(long, default_value = "/usr/bin/setpriv")]
+    setpriv: PathBuf,
+    /// mkfs.ext4, as this service sees it.
+    #[arg(long, default_value = "/usr/sbin/mkfs.ext4")]
+    mkfs: PathBuf,
+    /// The number of the group that may read logs and reach agents; the group of the state engine's socket when absent.
+    #[arg(long)]
+    group: Option<u32>,
+    /// Keep every guest's serial console in its bundle's directory. It has no bound: for debugging only.
+    #[arg(long)]
+    console: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let args = Args::parse();
+    let config = configure(&args)?;
+    let systemd = systemd::Systemd::connect(args.bus.as_deref()).await?;
+    let ends = systemd.ends().await?;
+    let follower = follow::Follower::start().context("cannot watch files")?;
+    let client = Client::new(&args.macro_socket);
+    let shared = Arc::new(shared::Shared::new(client, systemd, follower, config));
+    zone::notify::ready();
+    manager::run(shared, ends).await
+}
+
+fn configure(args: &Args) -> anyhow::Result<shared::Config> {
+    // Pods' own directories are below: everyone may pass, only the group may look.
+    for dir in [&args.run, &args.data, &args.cradle_dir] {
+        disk::make_dir(dir, 0o755)?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot set the mode of {}", dir.display()))?;
+    }
+    let cradle = match &args.cradle {
+        Some(dir) => artefacts::locate(dir)?,
+        None => artefacts::unpack(&args.cradle_image, &args.keys, &args.cradle_dir)?,
+    };
+    let group = args.group.or_else(|| std::fs::metadata(&args.macro_socket).ok().map(|m| m.gid()));
+    let shipped = cradle.join("rw.ext4");
+    let template = if shipped.exists() { shipped } else { args.data.join(".layer.ext4") };
+    let disks = disk::Disks {
+        template,
+        mkfs: args.mkfs.clone(),
+        group: group.filter(|_| rustix::process::geteuid().is_root()),
+    };
+    disks.make_template().context("cannot make the template of writable layers")?;
+    Ok(shared::Config {
+        run: args.run.clone(),
+        data: args.data.clone(),
+        cradle,
+        virtiofsd: args.virtiofsd.clone(),
+        setpriv: args.setpriv.clone(),
+        groups: device_groups(),
+        console: args.console,
+        disks,
+    })
+}
+
+/// The groups of the devices that a monitor opens and that are not open to all.
+fn device_groups() -> Vec<u32> {
+    let mut groups: Vec<u32> = ["/dev/kvm", "/dev/net/tun"].iter().filter_map(|d| group_of(Path::new(d))).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+fn group_of(device: &Path) -> Option<u32> {
+    let meta = std::fs::metadata(device).ok()?;
+    let (open_to_all, open_to_group) = (meta.mode() & 0o006 == 0o006, meta.mode() & 0o060 == 0o060);
+    // The group of root would open far more than the device.
+    (!open_to_all && open_to_group && meta.gid() != 0).then_some(meta.gid())
+}

@@ -1,0 +1,301 @@
+//! What a pod's microVM is made of: bundle, guest's orders, shares. A pure function of the resources.
+//!
+//! Invariants: disks are in the order image, writable layer for each container, then block volumes; a volume that is
+//! mounted in several places is shared once. Must not: touch the machine.
+
+use crate::machine::Needs;
+use crate::world::View;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use zone::bundle::{Bundle, Disk, Extent, LogFiles, Net, Share};
+use zone::endpoint::EndpointStatus;
+use zone::guest::{Dns, GuestContainer, GuestMount, GuestSpec, HostsLine, Nic, Upper};
+use zone::log::DEFAULT_MAX_BYTES;
+use zone::pod::{ContainerSpec, Mount, PodSpec};
+use zone::volume::VolumeAccess;
+use zone::{EndpointId, VolumeName};
+
+/// Where a pod's things lie.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Monitor, agent and kernel.
+    pub cradle: PathBuf,
+    /// The bundle's directory.
+    pub run: PathBuf,
+    /// Writable layers and log files.
+    pub data: PathBuf,
+    /// Keep the serial console's output in the bundle's directory.
+    pub console: bool,
+}
+
+impl Places {
+    /// The writable layer of the pod's container number `index`.
+    #[must_use]
+    pub fn layer(&self, index: usize) -> PathBuf {
+        self.data.join(format!("rw-{index}.img"))
+    }
+
+    /// The log's two files.
+    #[must_use]
+    pub fn logs(&self) -> [PathBuf; 2] {
+        [self.data.join("log.0"), self.data.join("log.1")]
+    }
+}
+
+/// A directory to share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedDir {
+    /// On the host.
+    pub dir: PathBuf,
+    /// Where its file server listens.
+    pub socket: PathBuf,
+}
+
+/// A block device to pass on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// The volume, which this pod alone may use.
+    pub volume: VolumeName,
+    /// On the host.
+    pub device: PathBuf,
+    /// The descriptor's name.
+    pub fd: String,
+}
+
+/// Everything that a start needs.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the monitor boots.
+    pub bundle: Bundle,
+    /// What the agent does.
+    pub guest: GuestSpec,
+    /// Directories, in the order of the bundle's shares.
+    pub dirs: Vec<SharedDir>,
+    /// Block devices.
+    pub blocks: Vec<BlockDevice>,
+}
+
+/// Makes the plan of a pod's run `run`, or says what is missing.
+///
+/// # Errors
+/// What is missing, and whether waiting can help.
+pub fn plan(view: &View, places: &Places, run: u32, now_ns: u64) -> Result<Plan, Needs> {
+    let spec = &view.pod.spec;
+    let mut disks = Vec::new();
+    let mut containers = Vec::new();
+    for (index, container) in spec.containers.iter().enumerate() {
+        disks.push(Disk { extents: image(view, container)?, read_only: true });
+        disks.push(Disk { extents: vec![Extent { path: places.layer(index), offset: 0, len: 0 }], read_only: false });
+        containers.push(guest_container(container, disks.len() - 2));
+    }
+    let mut volumes = Volumes { view, places, attached: BTreeMap::new(), disks, dirs: Vec::new(), blocks: Vec::new() };
+    for (container, guest) in spec.containers.iter().zip(&mut containers) {
+        guest.mounts = container.mounts.iter().map(|m| volumes.mount(m)).collect::<Result<_, _>>()?;
+    }
+    let Volumes { disks, dirs, blocks, .. } = volumes;
+    let endpoints = endpoints(view)?;
+    let shares = dirs.iter().enumerate().map(|(i, d)| Share { tag: tag(i), socket: d.socket.clone() }).collect();
+    let nets = endpoints.iter().map(|e| Net { tap: e.tap.clone(), mac: e.mac.clone() }).collect();
+    let max_bytes =
+        spec.containers.iter().map(|c| c.log_max_bytes).max().filter(|n| *n > 0).unwrap_or(DEFAULT_MAX_BYTES);
+    let bundle = Bundle {
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        kernel: places.cradle.join("vmlinux"),
+        initramfs: places.cradle.join("initramfs.cpio"),
+        guest_spec: places.run.join("spec.json"),
+        cmdline: String::new(),
+        disks,
+        nets,
+        shares,
+        agent: places.run.join("agent.sock"),
+        log: Some(LogFiles { files: places.logs(), max_bytes }),
+        console: places.console.then(|| places.run.join("console")),
+    };
+    let guest = guest(spec, &endpoints, containers, run, now_ns)?;
+    Ok(Plan { bundle, guest, dirs, blocks })
+}
+
+fn tag(index: usize) -> String {
+    format!("vol{index}")
+}
+
+fn image(view: &View, container: &ContainerSpec) -> Result<Vec<Extent>, Needs> {
+    match view.images.get(&container.image) {
+        None => Err(Needs::Failed(format!("No such image: {}", container.image_ref))),
+        Some(image) if !image.status.ready || image.status.disk.is_empty() => {
+            Err(Needs::Waiting(format!("image {} is not ready", container.image_ref)))
+        }
+        Some(image) => Ok(image.status.disk.clone()),
+    }
+}
+
+fn endpoints(view: &View) -> Result<Vec<EndpointStatus>, Needs> {
+    view.pod.spec.endpoints.iter().map(|id| endpoint(view, id)).collect()
+}
+
+fn endpoint(view: &View, id: &EndpointId) -> Result<EndpointStatus, Needs> {
+    let Some(endpoint) = view.endpoints.get(id) else {
+        return Err(Needs::Waiting(format!("endpoint {id} is not there yet")));
+    };
+    let status = &endpoint.status;
+    if let Some(error) = &status.error {
+        return Err(Needs::Failed(error.clone()));
+    }
+    if !status.ready || status.tap.is_empty() {
+        return Err(Needs::Waiting(format!("network {} is not ready", endpoint.spec.network)));
+    }
+    if !endpoint.spec.ports.is_empty() && status.ports.is_empty() {
+        return Err(Needs::Waiting("ports are not published yet".into()));
+    }
+    Ok(status.clone())
+}
+
+struct Volumes<'a> {
+    view: &'a View,
+    places: &'a Places,
+    attached: BTreeMap<VolumeName, Attached>,
+    disks: Vec<Disk>,
+    dirs: Vec<SharedDir>,
+    blocks: Vec<BlockDevice>,
+}
+
+#[derive(Clone, Debug)]
+enum Attached {
+    Share(String),
+    Disk(usize),
+}
+
+impl Volumes<'_> {
+    fn mount(&mut self, mount: &Mount) -> Result<GuestMount, Needs> {
+        Ok(match mount {
+            Mount::Tmpfs { target, size, mode, options } => {
+                GuestMount::Tmpfs { target: target.clone(), size: *size, mode: *mode, options: options.clone() }
+            }
+            Mount::Volume { volume, target, read_only, no_copy, .. } => {
+                let (target, read_only, copy_up) = (target.clone(), *read_only, !no_copy);
+                match self.attach(volume)? {
+                    Attached::Share(tag) => GuestMount::Share { tag, target, read_only, copy_up },
+                    Attached::Disk(disk) => GuestMount::Block { disk, target, read_only, copy_up },
+                }
+            }
+        })
+    }
+
+    fn attach(&mut self, name: &VolumeName) -> Result<Attached, Needs> {
+        if let Some(attached) = self.attached.get(name) {
+            return Ok(attached.clone());
+        }
+        let Some(volume) = self.view.volumes.get(name) else {
+            return Err(Needs::Failed(format!("get {name}: no such volume")));
+        };
+        if let Some(error) = &volume.status.error {
+            return Err(Needs::Failed(format!("volume {name}: {error}")));
+        }
+        let access = match &volume.status.access {
+            Some(access) if volume.status.ready => access,
+            _ => return Err(Needs::Waiting(format!("volume {name} is not ready"))),
+        };
+        let attached = match access {
+            VolumeAccess::Directory { path } => {
+                let index = self.dirs.len();
+                self.dirs
+                    .push(SharedDir { dir: path.clone(), socket: self.places.run.join(format!("fs-{index}.sock")) });
+                Attached::Share(tag(index))
+            }
+            VolumeAccess::Block { device } => {
+                let fd = format!("block{}", self.blocks.len());
+                let extent = Extent { path: Path::new(&format!("fd:{fd}")).to_owned(), offset: 0, len: 0 };
+                self.disks.push(Disk { extents: vec![extent], read_only: false });
+                self.blocks.push(BlockDevice { volume: name.clone(), device: device.clone(), fd });
+                Attached::Disk(self.disks.len() - 1)
+            }
+        };
+        self.attached.insert(name.clone(), attached.clone());
+        Ok(attached)
+    }
+}
+
+fn guest_container(spec: &ContainerSpec, image_disk: usize) -> GuestContainer {
+    GuestContainer {
+        id: spec.id.clone(),
+        image_disk,
+        upper: Upper::Disk { disk: image_disk + 1 },
+        args: spec.args.clone(),
+        env: spec.env.clone(),
+        cwd: spec.cwd.clone(),
+        user: spec.user.clone(),
+        group_add: spec.group_add.clone(),
+        tty: spec.tty,
+        open_stdin: spec.open_stdin,
+        stdin_once: spec.stdin_once,
+        readonly_rootfs: spec.readonly_rootfs,
+        init: spec.init,
+        privileged: spec.privileged,
+        cap_add: spec.cap_add.clone(),
+        cap_drop: spec.cap_drop.clone(),
+        no_new_privileges: spec.no_new_privileges,
+        ulimits: spec.ulimits.clone(),
+        sysctls: spec.sysctls.clone(),
+        shm_size: spec.shm_size,
+        memory_limit: spec.memory_limit,
+        pids_limit: spec.pids_limit,
+        mounts: Vec::new(),
+    }
+}
+
+fn guest(
+    spec: &PodSpec,
+    endpoints: &[EndpointStatus],
+    containers: Vec<GuestContainer>,
+    run: u32,
+    now_ns: u64,
+) -> Result<GuestSpec, Needs> {
+    let mut nics = Vec::new();
+    let mut hosts = Vec::new();
+    for endpoint in endpoints {
+        let (Some(ipv4), Some(gateway)) = (endpoint.ipv4, endpoint.gateway) else {
+            return Err(Needs::Waiting(format!("interface {} has no address yet", endpoint.tap)));
+        };
+        let gateway_mac = endpoint.gateway_mac.clone();
+        nics.push(Nic { ipv4, prefix: endpoint.prefix, gateway, gateway_mac, default_route: nics.is_empty() });
+        hosts.push(HostsLine { address: ipv4.to_string(), names: own_names(spec) });
+    }
+    let gateway = nics.first().map(|n| n.gateway.to_string());
+    for line in &spec.extra_hosts {
+        hosts.push(extra_host(line, gateway.as_deref())?);
+    }
+    let servers = if spec.dns.is_empty() { gateway.into_iter().collect() } else { spec.dns.clone() };
+    Ok(GuestSpec {
+        run,
+        now_ns,
+        hostname: spec.hostname.clone(),
+        domainname: spec.domainname.clone(),
+        nics,
+        hosts,
+        dns: Dns { servers, search: spec.dns_search.clone(), options: spec.dns_options.clone() },
+        containers,
+        files_only: false,
+    })
+}
+
+fn own_names(spec: &PodSpec) -> Vec<String> {
+    let full = (!spec.domainname.is_empty()).then(|| format!("{}.{}", spec.hostname, spec.domainname));
+    full.into_iter().chain([spec.hostname.clone()]).collect()
+}
+
+fn extra_host(line: &str, gateway: Option<&str>) -> Result<HostsLine, Needs> {
+    let Some((name, address)) = line.split_once(':').or_else(|| line.split_once('=')) else {
+        return Err(Needs::Failed(format!("bad format for add-host: {line:?}")));
+    };
+    let address = match (address, gateway) {
+        ("host-gateway", Some(gateway)) => gateway,
+        ("host-gateway", None) => return Err(Needs::Failed("host-gateway needs a network".into())),
+        (address, _) => address.trim_start_matches('[').trim_end_matches(']'),
+    };
+    Ok(HostsLine { address: address.to_owned(), names: vec![name.to_owned()] })
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,124 @@
+//! What all pods' tasks have in common: the other services, the flags, uids and claims.
+
+use crate::disk::Disks;
+use crate::follow::Follower;
+use crate::plan::Places;
+use crate::systemd::Systemd;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+use zone::client::Client;
+use zone::{PodId, VolumeName};
+
+/// The first uid that a pod gets.
+pub const FIRST_UID: u32 = 200_000;
+
+/// Programs and places.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where bundles lie, one directory per pod.
+    pub run: PathBuf,
+    /// Where layers and logs lie, one directory per pod.
+    pub data: PathBuf,
+    /// Monitor, agent and kernel.
+    pub cradle: PathBuf,
+    /// `virtiofsd`.
+    pub virtiofsd: PathBuf,
+    /// `setpriv`.
+    pub setpriv: PathBuf,
+    /// Groups that a monitor needs for its devices.
+    pub groups: Vec<u32>,
+    /// Keep the guests' serial consoles.
+    pub console: bool,
+    /// How layers and logs are made.
+    pub disks: Disks,
+}
+
+/// What all pods' tasks have in common.
+pub struct Shared {
+    /// The state engine.
+    pub client: Client,
+    /// systemd.
+    pub systemd: Systemd,
+    /// Tells when log files change.
+    pub follower: Follower,
+    /// Programs and places.
+    pub config: Config,
+    uids: Mutex<BTreeSet<u32>>,
+    claims: Mutex<BTreeMap<VolumeName, PodId>>,
+    start: Instant,
+}
+
+impl Shared {
+    /// Nothing is taken yet.
+    #[must_use]
+    pub fn new(client: Client, systemd: Systemd, follower: Follower, config: Config) -> Self {
+        let (uids, claims) = (Mutex::default(), Mutex::default());
+        Self { client, systemd, follower, config, uids, claims, start: Instant::now() }
+    }
+
+    /// Milliseconds of a clock that only goes forward.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Where a pod's things lie.
+    #[must_use]
+    pub fn places(&self, pod: &PodId) -> Places {
+        Places {
+            cradle: self.config.cradle.clone(),
+            run: self.config.run.join(pod.as_str()),
+            data: self.config.data.join(pod.as_str()),
+            console: self.config.console,
+        }
+    }
+
+    /// Marks a uid as taken.
+    pub fn keep_uid(&self, uid: u32) {
+        self.uids.lock().unwrap_or_else(PoisonError::into_inner).insert(uid);
+    }
+
+    /// Takes the lowest free uid.
+    pub fn take_uid(&self) -> u32 {
+        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = FIRST_UID;
+        while uids.contains(&free) {
+            free += 1;
+        }
+        uids.insert(free);
+        free
+    }
+
+    /// Gives a uid back.
+    pub fn free_uid(&self, uid: u32) {
+        self.uids.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+    }
+
+    /// Takes block volumes for one pod alone: all or none.
+    ///
+    /// # Errors
+    /// The volume that another pod has, and that pod.
+    pub fn claim<'a>(
+        &self,
+        pod: &PodId,
+        volumes: impl Iterator<Item = &'a VolumeName> + Clone,
+    ) -> Result<(), (VolumeName, PodId)> {
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        for volume in volumes.clone() {
+            if let Some(holder) = claims.get(volume).filter(|h| *h != pod) {
+                return Err((volume.clone(), holder.clone()));
+            }
+        }
+        for volume in volumes {
+            claims.insert(volume.clone(), pod.clone());
+        }
+        Ok(())
+    }
+
+    /// Gives up all that a pod has claimed.
+    pub fn release(&self, pod: &PodId) {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, holder| holder != pod);
+    }
+}

@@ -1,0 +1,285 @@
+//! The properties of the transient units: what a monitor and a file server may do and use.
+//!
+//! A monitor's unit starts as root with three capabilities only, for as long as `setpriv` needs to become the pod's
+//! uid: systemd itself refuses a numeric user that no database knows.
+
+use crate::systemd::Property;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use zbus::{Fd, Variant};
+use zone::PodId;
+
+/// Matches every monitor's unit.
+pub const POD_UNITS: &str = "kraud-pod-*.service";
+/// Matches every file server's unit.
+pub const FS_UNITS: &str = "kraud-fs-*.service";
+/// What a monitor may use beside its guest's memory.
+const MONITOR_MIB: u64 = 64;
+const MONITOR_TASKS: u64 = 128;
+/// An unlimited resource limit.
+const INFINITY: u64 = u64::MAX;
+
+const CAP_CHOWN: u64 = 1 << 0;
+const CAP_DAC_OVERRIDE: u64 = 1 << 1;
+const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+const CAP_FOWNER: u64 = 1 << 3;
+const CAP_FSETID: u64 = 1 << 4;
+const CAP_SETGID: u64 = 1 << 6;
+const CAP_SETUID: u64 = 1 << 7;
+const CAP_SETPCAP: u64 = 1 << 8;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_MKNOD: u64 = 1 << 27;
+const CAP_SETFCAP: u64 = 1 << 31;
+
+/// The unit of a pod's monitor.
+#[must_use]
+pub fn pod_unit(pod: &PodId) -> String {
+    format!("kraud-pod-{pod}.service")
+}
+
+/// The unit of a pod's file server for its share `index`.
+#[must_use]
+pub fn fs_unit(pod: &PodId, index: usize) -> String {
+    format!("kraud-fs-{pod}-{index}.service")
+}
+
+/// The pod that a unit belongs to; none when it is not one of ours.
+#[must_use]
+pub fn pod_of(unit: &str) -> Option<PodId> {
+    let name = unit.strip_suffix(".service")?;
+    let id = match name.strip_prefix("kraud-pod-") {
+        Some(id) => id,
+        None => name.strip_prefix("kraud-fs-")?.rsplit_once('-')?.0,
+    };
+    Some(PodId::new(id))
+}
+
+/// A descriptor handed to a unit under a name.
+#[derive(Debug)]
+pub struct NamedFd {
+    /// The name in `LISTEN_FDNAMES`.
+    pub name: String,
+    /// The descriptor.
+    pub fd: OwnedFd,
+}
+
+/// What a monitor's unit is made of.
+#[derive(Debug)]
+pub struct MonitorUnit<'a> {
+    /// The pod.
+    pub pod: &'a PodId,
+    /// The pod's uid, also its group.
+    pub uid: u32,
+    /// Numbers of the groups that own /dev/kvm and /dev/net/tun, if those are not open to all.
+    pub groups: &'a [u32],
+    /// `setpriv`.
+    pub setpriv: &'a Path,
+    /// `kcradle`.
+    pub kcradle: &'a Path,
+    /// The bundle's directory.
+    pub bundle: &'a Path,
+    /// Directories that it writes to.
+    pub writable: Vec<PathBuf>,
+    /// The guest's memory.
+    pub memory_mib: u32,
+    /// Descriptors of what it may not open itself.
+    pub fds: Vec<NamedFd>,
+}
+
+fn text(value: &str) -> Variant<'static> {
+    Variant::from(value.to_owned())
+}
+
+fn texts(values: &[&str]) -> Variant<'static> {
+    Variant::from(values.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+}
+
+fn exec(argv: &[String]) -> Variant<'static> {
+    let path = argv.first().cloned().unwrap_or_default();
+    Variant::from(vec![(path, argv.to_vec(), false)])
+}
+
+fn common(description: String, slice: &str) -> Vec<Property> {
+    let on = || Variant::from(true);
+    vec![
+        ("Description", Variant::from(description)),
+        ("Type", text("exec")),
+        ("Slice", text(slice)),
+        // What has ended leaves nothing behind that someone must clear away.
+        ("CollectMode", text("inactive-or-failed")),
+        ("KillMode", text("control-group")),
+        ("OOMPolicy", text("kill")),
+        ("NoNewPrivileges", on()),
+        ("ProtectSystem", text("strict")),
+        ("ProtectHome", text("yes")),
+        ("PrivateTmp", on()),
+        ("ProtectKernelTunables", on()),
+        ("ProtectKernelModules", on()),
+        ("ProtectKernelLogs", on()),
+        ("ProtectControlGroups", on()),
+        ("ProtectClock", on()),
+        ("ProtectHostname", on()),
+        ("LockPersonality", on()),
+        ("RestrictRealtime", on()),
+        ("RestrictSUIDSGID", Variant::from(false)),
+        ("MemoryDenyWriteExecute", on()),
+        ("SystemCallArchitectures", texts(&["native"])),
+        ("DevicePolicy", text("closed")),
+        ("LimitCORE", Variant::from(0u64)),
+        ("LimitCORESoft", Variant::from(0u64)),
+    ]
+}
+
+fn add_fds(properties: &mut Vec<Property>, fds: Vec<NamedFd>) {
+    if !fds.is_empty() {
+        let fds: Vec<(Fd<'static>, String)> = fds.into_iter().map(|f| (Fd::Owned(f.fd), f.name)).collect();
+        properties.push(("ExtraFileDescriptors", Variant::from(fds)));
+    }
+}
+
+/// The properties of a monitor's unit.
+#[must_use]
+pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
+    let id = unit.uid.to_string();
+    let mut argv: Vec<String> =
+        vec![unit.setpriv.display().to_string(), format!("--reuid={id}"), format!("--regid={id}")];
+    if unit.groups.is_empty() {
+        argv.push("--clear-groups".into());
+    } else {
+        argv.push(format!("--groups={}", unit.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(",")));
+    }
+    argv.extend(["--inh-caps=-all".into(), "--bounding-set=-all".into(), "--no-new-privs".into(), "--".into()]);
+    argv.extend([unit.kcradle.display().to_string(), "run".into(), unit.bundle.display().to_string()]);
+    let writable: Vec<String> = unit.writable.iter().map(|p| p.display().to_string()).collect();
+    let mut properties = common(format!("microVM of pod {}", unit.pod.short()), "kraud-pods.slice");
+    properties.extend([
+        ("ExecStart", exec(&argv)),
+        ("UMask", Variant::from(0o007u32)),
+        ("ReadWritePaths", Variant::from(writable)),
+        ("CapabilityBoundingSet", Variant::from(CAP_SETUID | CAP_SETGID | CAP_SETPCAP)),
+        ("RestrictNamespaces", Variant::from(0u64)),
+        (
+            "DeviceAllow",
+            Variant::from(vec![("/dev/kvm".to_owned(), "rw".to_owned()), ("/dev/net/tun".to_owned(), "rw".to_owned())]),
+        ),
+        ("MemoryMax", Variant::from((u64::from(unit.memory_mib) + MONITOR_MIB) << 20)),
+        ("TasksMax", Variant::from(MONITOR_TASKS)),
+        ("TimeoutStopUSec", Variant::from(5_000_000u64)),
+        // What a guest can make its monitor say must not fill the journal.
+        ("LogRateLimitIntervalUSec", Variant::from(30_000_000u64)),
+        ("LogRateLimitBurst", Variant::from(200u32)),
+    ]);
+    add_fds(&mut properties, unit.fds);
+    properties
+}
+
+/// The properties of a file server's unit: virtiofsd for one directory, on a socket that is listening already.
+#[must_use]
+pub fn file_server(pod: &PodId, virtiofsd: &Path, dir: &Path, socket: OwnedFd) -> Vec<Property> {
+    // Descriptors passed to a service begin with 3 (sd_listen_fds(3)).
+    let argv: Vec<String> = [
+        virtiofsd.display().to_string(),
+        "--fd=3".into(),
+        format!("--shared-dir={}", dir.display()),
+        "--sandbox=namespace".into(),
+        "--cache=auto".into(),
+        "--inode-file-handles=prefer".into(),
+        "--xattr".into(),
+        // The guest's attributes become plain ones: none of them means anything to the host.
+        "--xattrmap=:map::user.virtiofs.:".into(),
+        "--log-level=warn".into(),
+    ]
+    .to_vec();
+    let caps = CAP_CHOWN
+        | CAP_DAC_OVERRIDE
+        | CAP_DAC_READ_SEARCH
+        | CAP_FOWNER
+        | CAP_FSETID
+        | CAP_SETGID
+        | CAP_SETUID
+        | CAP_SETPCAP
+        | CAP_SYS_ADMIN
+        | CAP_MKNOD
+        | CAP_SETFCAP;
+    let mut properties = common(format!("files for pod {}", pod.short()), "kraud-pods.slice");
+    properties.extend([
+        ("ExecStart", exec(&argv)),
+        ("UMask", Variant::from(0u32)),
+        ("ReadWritePaths", Variant::from(vec![dir.display().to_string()])),
+        ("CapabilityBoundingSet", Variant::from(caps)),
+        ("PrivateNetwork", Variant::from(true)),
+        ("MemoryMax", Variant::from(256u64 << 20)),
+        ("TasksMax", Variant::from(64u64)),
+        ("LimitNOFILE", Variant::from(1_048_576u64)),
+        ("LimitNOFILESoft", Variant::from(1_048_576u64)),
+        ("LimitMEMLOCK", Variant::from(INFINITY)),
+        ("TimeoutStopUSec", Variant::from(5_000_000u64)),
+    ]);
+    add_fds(&mut properties, vec![NamedFd { name: "vhost".into(), fd: socket }]);
+    properties
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_units_name_gives_back_its_pod() {
+        let pod = PodId::new("4f5c".repeat(16));
+        assert_eq!(pod_of(&pod_unit(&pod)), Some(pod.clone()));
+        assert_eq!(pod_of(&fs_unit(&pod, 3)), Some(pod));
+        assert_eq!(pod_of("kraud-pods.service"), None);
+        assert_eq!(pod_of("kraud-fs.service"), None);
+    }
+
+    #[test]
+    fn a_monitor_is_started_under_the_pods_uid_without_capabilities() {
+        let pod = PodId::new("ab");
+        let unit = MonitorUnit {
+            pod: &pod,
+            uid: 200_007,
+            groups: &[106],
+            setpriv: Path::new("/usr/bin/setpriv"),
+            kcradle: Path::new("/run/kraud/cradle/kcradle"),
+            bundle: Path::new("/run/kraud/pods/ab"),
+            writable: vec!["/zone/pods/ab".into()],
+            memory_mib: 512,
+            fds: Vec::new(),
+        };
+        let properties = monitor(unit);
+        let find =
+            |name: &str| properties.iter().find(|(n, _)| *n == name).map(|(_, v)| format!("{v:?}")).unwrap_or_default();
+        let exec = find("ExecStart");
+        for word in
+            ["--reuid=200007", "--regid=200007", "--groups=106", "--bounding-set=-all", "--no-new-privs", "kcradle"]
+        {
+            assert!(exec.contains(word), "{word} is missing in {exec}");
+        }
+        assert!(find("MemoryMax").contains(&((512u64 + 64) << 20).to_string()));
+        assert!(find("DevicePolicy").contains("closed"));
+    }
+
+    #[test]
+    fn properties_encode_as_the_types_that_systemd_reads() {
+        let pod = PodId::new("ab");
+        let (_, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        let properties = file_server(&pod, Path::new("/usr/libexec/virtiofsd"), Path::new("/v"), socket.into());
+        let signature = |name: &str| {
+            properties
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| v.value_signature().to_string())
+                .unwrap_or_default()
+        };
+        for (name, expected) in [
+            ("ExecStart", "a(sasb)"),
+            ("ExtraFileDescriptors", "a(hs)"),
+            ("ReadWritePaths", "as"),
+            ("MemoryMax", "t"),
+            ("UMask", "u"),
+            ("SystemCallArchitectures", "as"),
+        ] {
+            assert_eq!(signature(name), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! A copy of the resources that pods are made of, kept up to date by a watch.
+//!
+//! Invariant: nothing is told before the copy is complete, and every change is told once, with the pods that it
+//! concerns. Must not: decide anything about pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use zone::client::{Client, Event};
+use zone::endpoint::Endpoint;
+use zone::image::Image;
+use zone::pod::{Mount, Pod};
+use zone::volume::Volume;
+use zone::{ApiError, EndpointId, ErrorKind, ImageId, Kind, PodId, Resource, VolumeName};
+
+type Kept<K> = BTreeMap<String, Arc<Resource<K>>>;
+
+/// The resources, as last told.
+#[derive(Debug, Default)]
+pub struct World {
+    pods: Kept<Pod>,
+    endpoints: Kept<Endpoint>,
+    volumes: Kept<Volume>,
+    images: Kept<Image>,
+}
+
+/// A pod with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The pod.
+    pub pod: Arc<Resource<Pod>>,
+    /// Those of its endpoints that are there.
+    pub endpoints: BTreeMap<EndpointId, Arc<Resource<Endpoint>>>,
+    /// Those of its volumes that are there.
+    pub volumes: BTreeMap<VolumeName, Arc<Resource<Volume>>>,
+    /// Those of its images that are there.
+    pub images: BTreeMap<ImageId, Arc<Resource<Image>>>,
+}
+
+fn volumes_of(pod: &Resource<Pod>) -> impl Iterator<Item = &VolumeName> {
+    pod.spec.containers.iter().flat_map(|c| &c.mounts).filter_map(|m| match m {
+        Mount::Volume { volume, .. } => Some(volume),
+        Mount::Tmpfs { .. } => None,
+    })
+}
+
+impl World {
+    /// The pods' names.
+    pub fn pods(&self) -> impl Iterator<Item = PodId> {
+        self.pods.keys().map(|name| PodId::new(name.clone()))
+    }
+
+    /// A pod with what belongs to it; none when there is no such pod.
+    #[must_use]
+    pub fn view(&self, pod: &PodId) -> Option<View> {
+        let pod = self.pods.get(pod.as_str())?.clone();
+        let pick = |id: &EndpointId| Some((id.clone(), self.endpoints.get(id.as_str())?.clone()));
+        let endpoints = pod.spec.endpoints.iter().filter_map(pick).collect();
+        let volumes =
+            volumes_of(&pod).filter_map(|v| Some((v.clone(), self.volumes.get(v.as_str())?.clone()))).collect();
+        let images = pod
+            .spec
+            .containers
+            .iter()
+            .filter_map(|c| Some((c.image.clone(), self.images.get(c.image.as_str())?.clone())))
+            .collect();
+        Some(View { pod, endpoints, volumes, images })
+    }
+
+    /// Takes an event in, and names the pods that it concerns.
+    pub fn take(&mut self, event: &Event) -> BTreeSet<PodId> {
+        let mut concerned = BTreeSet::new();
+        let Some(name) = event.name() else { return concerned };
+        let changed = match event.kind() {
+            Some(Pod::NAME) => put(&mut self.pods, event, name),
+            Some(Endpoint::NAME) => put(&mut self.endpoints, event, name),
+            Some(Volume::NAME) => put(&mut self.volumes, event, name),
+            Some(Image::NAME) => put(&mut self.images, event, name),
+            _ => false,
+        };
+        if !changed {
+            return concerned;
+        }
+        match event.kind() {
+            Some(Pod::NAME) => concerned.extend([PodId::new(name)]),
+            Some(Endpoint::NAME) => {
+                concerned.extend(self.pods_that(|p| p.spec.endpoints.iter().any(|e| e.as_str() == name)))
+            }
+            Some(Volume::NAME) => concerned.extend(self.pods_that(|p| volumes_of(p).any(|v| v.as_str() == name))),
+            _ => concerned.extend(self.pods_that(|p| p.spec.containers.iter().any(|c| c.image.as_str() == name))),
+        }
+        concerned
+    }
+
+    fn pods_that(&self, test: impl Fn(&Resource<Pod>) -> bool) -> Vec<PodId> {
+        self.pods.iter().filter(|(_, pod)| test(pod)).map(|(name, _)| PodId::new(name.clone())).collect()
+    }
+
+    /// Reads everything anew; the revision to watch from.
+    async fn list(client: &Client) -> Result<(Self, u64), ApiError> {
+        let (pods, endpoints) = (client.list::<Pod>().await?, client.list::<Endpoint>().await?);
+        let (volumes, images) = (client.list::<Volume>().await?, client.list::<Image>().await?);
+        let revision = pods.revision.min(endpoints.revision).min(volumes.revision).min(images.revision);
+        let world = Self {
+            pods: keep(pods.items),
+            endpoints: keep(endpoints.items),
+            volumes: keep(volumes.items),
+            images: keep(images.items),
+        };
+        Ok((world, revision))
+    }
+}
+
+fn keep<K: Kind>(items: Vec<Resource<K>>) -> Kept<K> {
+    items.into_iter().map(|r| (r.meta.name.clone(), Arc::new(r))).collect()
+}
+
+/// Whether the event changed anything: what is told again, or late, does not.
+fn put<K: Kind>(kept: &mut Kept<K>, event: &Event, name: &str) -> bool {
+    let held = kept.get(name).map(|r| r.meta.revision);
+    match event {
+        Event::Put { .. } => match event.resource::<K>() {
+            Some(new) if held.is_none_or(|held| held < new.meta.revision) => {
+                kept.insert(name.to_owned(), Arc::new(new));
+                true
+            }
+            Some(_) => false,
+            None => {
+                tracing::error!(kind = K::NAME, name, "cannot read a resource; it is left aside");
+                false
+            }
+        },
+        Event::Delete { revision, .. } => held.is_some_and(|held| held <= *revision) && kept.remove(name).is_some(),
+        Event::Bookmark { .. } => false,
+    }
+}
+
+/// Follows the state engine for ever. `tell` is called with the complete copy at first, and again after each change, with
+/// the pods concerned; after a gap, all that were and all that are.
+pub async fn follow(client: Client, mut tell: impl FnMut(&World, BTreeSet<PodId>)) {
+    let mut pause = Duration::from_millis(50);
+    let mut known = BTreeSet::new();
+    loop {
+        let error = match World::list(&client).await {
+            Ok((mut world, revision)) => {
+                pause = Duration::from_millis(50);
+                known.extend(world.pods());
+                let result = follow_from(&client, &mut world, revision, &mut known, &mut tell).await;
+                known = world.pods().collect();
+                result
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "the state engine is away");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// Follows from `revision` on; returns when the resources must be listed again.
+async fn follow_from(
+    client: &Client,
+    world: &mut World,
+    revision: u64,
+    known: &mut BTreeSet<PodId>,
+    tell: &mut impl FnMut(&World, BTreeSet<PodId>),
+) -> ApiError {
+    let kinds = [Pod::NAME, Endpoint::NAME, Volume::NAME, Image::NAME];
+    let mut complete = false;
+    let mut watch = match client.watch(&kinds, revision).await {
+        Ok(watch) => watch,
+        Err(error) => return error,
+    };
+    loop {
+        let event = match watch.next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return ApiError::new(ErrorKind::Unavailable, "a watch has ended"),
+            Err(error) => return error,
+        };
+        let concerned = world.take(&event);
+        if complete {
+            if !concerned.is_empty() {
+                tell(world, concerned);
+            }
+        } else if matches!(event, Event::Bookmark { .. }) {
+            complete = true;
+            known.extend(world.pods());
+            tell(world, std::mem::take(known));
+        } else {
+            known.extend(concerned);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn event(kind: &str, name: &str, revision: u64, spec: &serde_json::Value) -> Event {
+        let meta = json!({"kind": kind, "name": name, "revision": revision, "generation": 1, "created_ns": 1});
+        Event::Put { revision, object: json!({"meta": meta, "spec": spec}) }
+    }
+
+    fn pod(name: &str, revision: u64, volume: &str) -> Event {
+        let mount = json!({"type": "volume", "volume": volume, "target": "/v", "read_only": false});
+        let container = json!({"id": name, "name": "c", "image": "sha256:1", "image_ref": "i", "args": [], "env": [], "cwd": "",
+            "user": "", "tty": false, "open_stdin": false, "stdin_once": false, "mounts": [mount]});
+        let spec =
+            json!({"containers": [container], "desired": "stopped", "memory_mib": 64, "vcpus": 1, "hostname": "h"});
+        event("pod", name, revision, &spec)
+    }
+
+    #[test]
+    fn a_volumes_change_concerns_the_pods_that_mount_it_and_no_others() {
+        let mut world = World::default();
+        world.take(&pod("a", 1, "data"));
+        world.take(&pod("b", 2, "other"));
+        let concerned = world.take(&event("volume", "data", 3, &json!({"driver": "local"})));
+        assert_eq!(concerned, BTreeSet::from([PodId::new("a")]));
+        let view = world.view(&PodId::new("a")).unwrap();
+        assert!(view.volumes.contains_key(&VolumeName::new("data")));
+    }
+
+    #[test]
+    fn what_is_told_again_changes_nothing() {
+        let mut world = World::default();
+        assert_eq!(world.take(&pod("a", 5, "data")).len(), 1);
+        assert!(world.take(&pod("a", 5, "data")).is_empty());
+        assert!(world.take(&pod("a", 4, "older")).is_empty());
+        assert_eq!(world.view(&PodId::new("a")).unwrap().pod.meta.revision, 5);
+    }
+}
