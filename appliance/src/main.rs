@@ -1,3 +1,174 @@
-//! Not written yet.
+//! `cargo appliance`: reads the command line, calls the library, tells what went wrong in one message.
 
-fn main() {}
+use anyhow::{Context, Result};
+use appliance::build::{self, BuildOptions, Built, Variant};
+use appliance::machine::door::Door;
+use appliance::machine::report::{Report, print, say};
+use appliance::machine::state::StateDir;
+use appliance::machine::{bench, control, env, flash, run, suite, supervisor};
+use clap::Parser;
+use cli::{Cli, Command};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+mod cli;
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    if let Command::Supervise(options) = command {
+        return done(supervisor::supervise(StateDir::at(options.state)?, options.leash));
+    }
+    let dir = || StateDir::locate();
+    match command {
+        Command::Run(options) => done(run_zone(&dir()?, &options)),
+        Command::Test(options) => done(test(&dir()?, &options)),
+        Command::Build(options) => done(build_only(&options)),
+        Command::Flash(options) => done(flash_image(options)),
+        Command::Env => done(print_env(&dir()?)),
+        Command::Exec(options) => exec(&dir()?, options),
+        Command::Logs(options) => logs(&dir()?, &options),
+        Command::Status => Ok(if control::status(&dir()?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Stop => done(control::stop(&dir()?)),
+        Command::Kill => done(control::kill(&dir()?)),
+        Command::Bench(options) => done(bench::run(&door(&dir()?)?, options.name.as_deref(), options.json)),
+        Command::Supervise(_) => Ok(ExitCode::FAILURE),
+    }
+}
+
+fn done(result: Result<()>) -> Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// The sources that this program was built from.
+fn workspace() -> Result<PathBuf> {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let root = package.parent().unwrap_or(Path::new("/")).to_owned();
+    if root.join("image-recipes").is_dir() {
+        return Ok(root);
+    }
+    anyhow::bail!("the project's sources are not in {}: run `cargo appliance` in them", root.display())
+}
+
+fn build_image(source: &cli::Source, variant: Variant, report: &mut Report) -> Result<Built> {
+    let options = BuildOptions {
+        workspace: workspace()?,
+        cache: None,
+        variant,
+        mirror: source.mirror.clone(),
+        locked: source.locked,
+    };
+    build::build(&options, report).context("the image was not built")
+}
+
+fn build_only(options: &cli::Build) -> Result<()> {
+    let variant = if options.development { Variant::Development } else { Variant::Release };
+    let mut report = Report::new();
+    let built = build_image(&options.source, variant, &mut report)?;
+    drop(report);
+    print(&format!("image   {}\nsize    {} bytes\nsha256  {}", built.image.display(), built.size, built.sha256));
+    Ok(())
+}
+
+fn machine_options(machine: &cli::Machine) -> run::Options {
+    run::Options {
+        detach: true,
+        memory_mib: machine.memory,
+        cpus: machine.cpus,
+        disk_gib: machine.disk,
+        fresh: false,
+        web_port: None,
+        docker_port: None,
+        unsafe_cache: false,
+        deadline_s: machine.deadline,
+    }
+}
+
+fn run_zone(dir: &StateDir, options: &cli::Run) -> Result<()> {
+    let machine = run::Options {
+        detach: options.detach,
+        fresh: options.fresh,
+        web_port: options.web_port,
+        docker_port: options.docker_port,
+        ..machine_options(&options.machine)
+    };
+    run::check(dir, &machine)?;
+    let variant = if options.release { Variant::Release } else { Variant::Development };
+    let mut report = Report::new();
+    let built = build_image(&options.source, variant, &mut report)?;
+    // Its thread must be gone before signals are blocked.
+    drop(report);
+    run::run(dir, &built, &machine)
+}
+
+fn test(dir: &StateDir, options: &cli::Test) -> Result<()> {
+    let started = Instant::now();
+    let machine = run::Options { fresh: true, ..machine_options(&options.machine) };
+    run::check(dir, &machine)?;
+    let workspace = workspace()?;
+    let mut report = Report::new();
+    suite::without_boot(&workspace, &mut report)?;
+    let built = build_image(&options.source, Variant::Development, &mut report)?;
+    drop(report);
+    run::run(dir, &built, &machine).inspect_err(|_| drop(control::stop(dir)))?;
+    let mut report = Report::new();
+    let tested = suite::booted(&workspace, dir, options.full, &mut report);
+    let stopped = suite::stop(dir, &mut report);
+    drop(report);
+    tested.and(stopped)?;
+    print(&format!("all tests passed in {:.0} s", started.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+fn flash_image(options: cli::Flash) -> Result<()> {
+    let mut report = Report::new();
+    let built = build_image(&options.source, Variant::Release, &mut report)?;
+    drop(report);
+    let options = flash::Options { target: options.target, yes: options.yes, overwrite: options.overwrite };
+    flash::flash(&built.image, &options)
+}
+
+fn print_env(dir: &StateDir) -> Result<()> {
+    let zone = dir.require_running()?;
+    print(env::shell(&env::variables(dir, &zone)).trim_end());
+    Ok(())
+}
+
+fn door(dir: &StateDir) -> Result<Door> {
+    Door::of(dir, &dir.require_running()?)
+}
+
+fn exit_code(code: u32) -> ExitCode {
+    // Threads may still wait for input; the process's end is theirs.
+    ExitCode::from(u8::try_from(code).unwrap_or(255))
+}
+
+fn exec(dir: &StateDir, options: cli::Exec) -> Result<ExitCode> {
+    let argv = options.command.into_iter().map(OsStringExt::into_vec).collect();
+    let env = options.env.into_iter().map(String::into_bytes).collect();
+    door(dir)?.attach(argv, env, options.tty).map(exit_code)
+}
+
+fn logs(dir: &StateDir, options: &cli::Logs) -> Result<ExitCode> {
+    let mut argv: Vec<String> = ["journalctl", "--no-pager", "--boot"].map(String::from).into();
+    if let Some(unit) = &options.unit {
+        argv.extend(["--unit".into(), unit.clone()]);
+    }
+    if let Some(lines) = options.lines {
+        argv.extend(["--lines".into(), lines.to_string()]);
+    }
+    if options.follow {
+        argv.push("--follow".into());
+    }
+    door(dir)?.attach(argv.into_iter().map(String::into_bytes).collect(), Vec::new(), false).map(exit_code)
+}

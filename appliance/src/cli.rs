@@ -1,0 +1,203 @@
+//! The command line of `cargo appliance`: what can be asked for. Nothing is done here.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Builds the kraudbox image, runs it in a virtual machine, tests it, writes it to a disk.
+#[derive(Debug, Parser)]
+#[command(name = "cargo appliance", bin_name = "cargo appliance", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build everything, boot the image in QEMU and wait until the zone answers
+    Run(Run),
+    /// Run every test there is, the booted image included
+    Test(Test),
+    /// Build the image only; print its path, size and hash
+    Build(Build),
+    /// Write the image to a disk or a file
+    Flash(Flash),
+    /// Print the running zone as shell variables: eval "$(cargo appliance env)"
+    Env,
+    /// Run a command as root in the running zone
+    Exec(Exec),
+    /// Show the journal of the running zone
+    Logs(Logs),
+    /// Show what runs and where it answers
+    Status,
+    /// Shut the running zone down
+    Stop,
+    /// Cut the running zone's power; `run` starts it again with the same disks
+    Kill,
+    /// Measure the running zone
+    Bench(Bench),
+    /// Owns a zone; started by `run`
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+/// Where the image comes from.
+#[derive(Args, Clone, Debug)]
+pub struct Source {
+    /// Debian mirror; default: that of this computer's apt
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// Fail unless every package has the version in the lock file
+    #[arg(long)]
+    pub locked: bool,
+}
+
+/// `run`.
+#[derive(Args, Clone, Debug)]
+pub struct Run {
+    #[command(flatten)]
+    pub source: Source,
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Return when the zone answers; `stop` ends it
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Forget the zone that was: new disks
+    #[arg(long)]
+    pub fresh: bool,
+    /// Port on 127.0.0.1 for the web page; default: 8443, or a free one
+    #[arg(long, value_name = "PORT")]
+    pub web_port: Option<u16>,
+    /// Port on 127.0.0.1 for the Docker API; default: 2376, or a free one
+    #[arg(long, value_name = "PORT")]
+    pub docker_port: Option<u16>,
+    /// Boot the release image, which has no exec door, bench or logs (the zone's certificates come by pairing)
+    #[arg(long, hide = true)]
+    pub release: bool,
+}
+
+/// The virtual machine.
+#[derive(Args, Clone, Debug)]
+pub struct Machine {
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1024..))]
+    pub memory: u32,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub cpus: u16,
+    /// Size of the disk for the zone's pool in GiB; default: 16, or what it has
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(2..=65536))]
+    pub disk: Option<u32>,
+    /// How long the zone may take to answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub deadline: u64,
+}
+
+/// `test`.
+#[derive(Args, Clone, Debug)]
+pub struct Test {
+    #[command(flatten)]
+    pub source: Source,
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Also the long tests
+    #[arg(long)]
+    pub full: bool,
+}
+
+/// `build`.
+#[derive(Args, Clone, Debug)]
+pub struct Build {
+    #[command(flatten)]
+    pub source: Source,
+    /// Build the development image: the release and an extension with the exec door
+    #[arg(long)]
+    pub development: bool,
+}
+
+/// `flash`.
+#[derive(Args, Clone, Debug)]
+pub struct Flash {
+    #[command(flatten)]
+    pub source: Source,
+    /// The whole disk, such as /dev/sdb, or a file
+    pub target: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// The target's path or serial number once more, when it holds something that may go
+    #[arg(long, value_name = "NAME")]
+    pub overwrite: Option<String>,
+}
+
+/// `exec`.
+#[derive(Args, Clone, Debug)]
+pub struct Exec {
+    /// Give the command a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Pass input on (it always is; accepted because docker's exec has it)
+    #[arg(long, short, hide = true)]
+    pub interactive: bool,
+    /// Set a variable, NAME=VALUE
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// `logs`.
+#[derive(Args, Clone, Debug)]
+pub struct Logs {
+    /// A unit, such as kraud-pods
+    pub unit: Option<String>,
+    /// Go on with what comes
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last lines
+    #[arg(long, short = 'n', value_name = "N")]
+    pub lines: Option<u32>,
+}
+
+/// `bench`.
+#[derive(Args, Clone, Debug)]
+pub struct Bench {
+    /// One benchmark; default: all
+    pub name: Option<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `supervise`.
+#[derive(Args, Clone, Debug)]
+pub struct Supervise {
+    /// The state directory
+    pub state: PathBuf,
+    /// Stop the zone when stdin ends
+    #[arg(long)]
+    pub leash: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_exec_is_the_command_whatever_it_looks_like() {
+        let parse = |words: &[&str]| match Cli::parse_from(words).command {
+            Command::Exec(exec) => (exec.tty, exec.command),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse(&["x", "exec", "--", "ls", "-l"]), (false, vec!["ls".into(), "-l".into()]));
+        assert_eq!(parse(&["x", "exec", "-it", "sh", "-c", "x"]), (true, vec!["sh".into(), "-c".into(), "x".into()]));
+    }
+}

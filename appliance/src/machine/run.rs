@@ -1,0 +1,267 @@
+//! `cargo appliance run` after the build: prepares the machine, starts its supervisor, waits, tells, and stays or leaves.
+
+#![allow(unsafe_code)]
+
+use super::disks::{self, Prepared};
+use super::host::{self, Acceleration};
+use super::report::{Report, print, say};
+use super::signals;
+use super::state::{Phase, Plan, Ports, StateDir, Zone};
+use super::supervisor::Message;
+use crate::build::Built;
+use anyhow::{Context, Result, bail};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Return when the zone answers.
+    pub detach: bool,
+    /// MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpus: u16,
+    /// The pool disk's size.
+    pub disk_gib: Option<u32>,
+    /// Forget the zone that was.
+    pub fresh: bool,
+    /// A port for the web page.
+    pub web_port: Option<u16>,
+    /// A port for the Docker API.
+    pub docker_port: Option<u16>,
+    /// Never wait for the disk.
+    pub unsafe_cache: bool,
+    /// How long the zone may take to answer, seconds.
+    pub deadline_s: u64,
+}
+
+/// The least space that a zone's disks are started with.
+const MIN_SPACE_MIB: u64 = 4096;
+/// How often the console's last line is shown while the zone boots.
+const REFRESH: Duration = Duration::from_millis(500);
+
+enum Event {
+    Signal,
+    Message(Message),
+    SupervisorGone,
+}
+
+struct Supervised {
+    child: Child,
+    /// Its end stops the zone.
+    leash: Option<ChildStdin>,
+    inbox: Receiver<Event>,
+}
+
+/// Refuses early what would fail after a long build.
+///
+/// # Errors
+/// When a zone runs already, or there is no room for one.
+pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
+    if let Some(pid) = dir.holder()? {
+        bail!("a zone runs on this computer already (process {pid}): use it (`cargo appliance status`), or end it with `cargo appliance stop`");
+    }
+    host::check_memory(options.memory_mib)?;
+    host::check_space(dir.path(), MIN_SPACE_MIB)
+}
+
+/// Boots the image and waits until the zone answers. In the foreground it then stays until the zone ends.
+///
+/// # Errors
+/// What kept the zone from starting or answering.
+pub fn run(dir: &StateDir, built: &Built, options: &Options) -> Result<()> {
+    let plan = plan(dir, built, options)?;
+    match disks::prepare(dir, built, options.disk_gib, options.fresh)? {
+        Prepared::Kept => say("  the zone goes on with the disks it has (`--fresh` makes new ones)"),
+        Prepared::New => {}
+        Prepared::PutAside => say(&format!(
+            "  the image is another one than before: a new zone begins; the disks of the one before are in {}",
+            dir.file("previous").display()
+        )),
+    }
+    dir.write_json("plan.json", &plan)?;
+    let started = Instant::now();
+    let mut supervised = spawn(dir, options.detach)?;
+    let answered = wait(dir, &mut supervised, started);
+    match answered {
+        Ok(true) => tell(dir, &dir.require_running()?, started),
+        Ok(false) => return finish(supervised),
+        Err(error) if dir.holder()?.is_some() => {
+            let error = error.context("the zone does not answer; its machine still runs (`cargo appliance exec`, `logs`, `stop`)");
+            if options.detach {
+                return Err(error);
+            }
+            say(&format!("{error:#}\nCtrl-C ends it."));
+        }
+        Err(error) => return Err(error),
+    }
+    if options.detach {
+        return Ok(());
+    }
+    stay(supervised)
+}
+
+fn plan(dir: &StateDir, built: &Built, options: &Options) -> Result<Plan> {
+    let before: Option<Plan> = dir.read_json("plan.json").unwrap_or(None);
+    let before = before.map_or(Ports { web: 8443, docker: 2376, door: ::door::PORT }, |plan| plan.ports);
+    let ports = Ports {
+        web: host::pick_port("the web page", "--web-port", options.web_port, before.web)?,
+        docker: host::pick_port("the Docker API", "--docker-port", options.docker_port, before.docker)?,
+        door: host::pick_port("the exec door", "--door-port", None, before.door)?,
+    };
+    let acceleration = host::acceleration();
+    if let Acceleration::Tcg(why) = &acceleration {
+        say(&format!("  no usable KVM ({why}): the machine is emulated, which is slow but complete"));
+    }
+    Ok(Plan {
+        tools: built.tools.tree().to_owned(),
+        ovmf_code: built.ovmf_code.clone(),
+        image_sha256: built.sha256.clone(),
+        kvm: acceleration == Acceleration::Kvm,
+        memory_mib: options.memory_mib,
+        cpus: options.cpus,
+        ports,
+        unsafe_cache: options.unsafe_cache,
+        deadline_s: options.deadline_s,
+    })
+}
+
+fn spawn(dir: &StateDir, detach: bool) -> Result<Supervised> {
+    let (sender, inbox) = mpsc::channel();
+    let wanted = [signals::SIGINT, signals::SIGTERM, signals::SIGHUP];
+    signals::forward(&wanted, sender.clone(), |_| Event::Signal)?;
+    let log = dir.file("supervisor.log");
+    let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let program = std::env::current_exe().context("cannot find this program again")?;
+    let mut command = Command::new(program);
+    command.arg("supervise").arg(dir.path()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+    if detach {
+        command.stdin(Stdio::null());
+    } else {
+        command.arg("--leash").stdin(Stdio::piped());
+    }
+    // SAFETY: one system call between fork and exec; it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?));
+    }
+    let mut child = command.spawn().context("cannot start the zone's supervisor")?;
+    let leash = child.stdin.take();
+    let output = child.stdout.take().context("the supervisor has no output")?;
+    std::thread::spawn(move || read_messages(output, &sender));
+    Ok(Supervised { child, leash, inbox })
+}
+
+fn read_messages(output: impl std::io::Read, sender: &Sender<Event>) {
+    for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
+        if let Ok(message) = serde_json::from_str(&line) {
+            let _ = sender.send(Event::Message(message));
+        }
+    }
+    let _ = sender.send(Event::SupervisorGone);
+}
+
+/// True when the zone answers, false when the user has stopped it before.
+fn wait(dir: &StateDir, supervised: &mut Supervised, started: Instant) -> Result<bool> {
+    let mut report = Report::new();
+    let mut step = String::from("starting the machine");
+    let mut since = started;
+    report.begin(&step);
+    loop {
+        let event = match supervised.inbox.recv_timeout(REFRESH) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => {
+                report.at(&dir.serial_tail(1));
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => Event::SupervisorGone,
+        };
+        match event {
+            Event::Message(Message::Step(next)) => {
+                report.end(&step, "done", since.elapsed());
+                step = next;
+                since = Instant::now();
+                report.begin(&step);
+            }
+            Event::Message(Message::Ready) => {
+                report.end(&step, "done", since.elapsed());
+                return Ok(true);
+            }
+            Event::Message(Message::Failed(why)) => bail!("{why}"),
+            Event::Message(Message::Ended(why)) => {
+                let _ = supervised.child.wait();
+                bail!("{why}\nThe end of its console, {}:\n{}", dir.serial_log().display(), dir.serial_tail(20));
+            }
+            Event::SupervisorGone => {
+                let _ = supervised.child.wait();
+                bail!("the zone's supervisor has ended: look into {}", dir.file("supervisor.log").display());
+            }
+            Event::Signal => {
+                report.line("  stopping the zone");
+                rustix::process::kill_process(rustix::process::Pid::from_child(&supervised.child), rustix::process::Signal::TERM)?;
+                return Ok(false);
+            }
+        }
+    }
+}
+
+fn tell(dir: &StateDir, zone: &Zone, started: Instant) {
+    let ports = zone.plan.ports;
+    let certificates = dir.client_dir();
+    let certificates = certificates.display();
+    debug_assert_eq!(zone.phase, Phase::Ready);
+    print(&format!(
+        "The zone answers after {:.0} s.\n\
+         \x20 web page        https://127.0.0.1:{}/\n\
+         \x20 pairing code    {}\n\
+         \x20 docker          eval \"$(cargo appliance env)\"\n\
+         \x20 docker context  docker context create kraud --docker \
+         \"host=tcp://127.0.0.1:{},ca={certificates}/ca.pem,cert={certificates}/cert.pem,key={certificates}/key.pem\"",
+        started.elapsed().as_secs_f64(),
+        ports.web,
+        zone.pairing_code.as_deref().unwrap_or("(none)"),
+        ports.docker,
+    ));
+}
+
+/// Stays until the zone ends; the first signal stops it, the second cuts its power.
+fn stay(mut supervised: Supervised) -> Result<()> {
+    say("Ctrl-C stops it.");
+    loop {
+        match supervised.inbox.recv().unwrap_or(Event::SupervisorGone) {
+            Event::Signal => {
+                say("stopping the zone (again Ctrl-C: at once)");
+                drop(supervised.leash.take());
+                return finish(supervised);
+            }
+            Event::Message(Message::Ended(why)) => say(&why),
+            Event::Message(_) => {}
+            Event::SupervisorGone => {
+                let status = supervised.child.wait().context("cannot wait for the supervisor")?;
+                return if status.success() { Ok(()) } else { Err(anyhow::anyhow!("the zone has ended")) };
+            }
+        }
+    }
+}
+
+/// Waits for the end of a zone that is being stopped.
+fn finish(mut supervised: Supervised) -> Result<()> {
+    loop {
+        match supervised.inbox.recv().unwrap_or(Event::SupervisorGone) {
+            Event::Signal => {
+                let pid = rustix::process::Pid::from_child(&supervised.child);
+                rustix::process::kill_process(pid, rustix::process::Signal::USR1)?;
+            }
+            Event::Message(_) => {}
+            Event::SupervisorGone => {
+                supervised.child.wait().context("cannot wait for the supervisor")?;
+                say("stopped");
+                return Ok(());
+            }
+        }
+    }
+}

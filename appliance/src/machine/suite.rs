@@ -1,0 +1,80 @@
+//! `cargo appliance test`: every test there is, in stages, the booted image included.
+//!
+//! One line a stage; a stage's whole output only when it fails.
+
+use super::report::{Report, print};
+use super::state::StateDir;
+use super::{control, env};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// What a stage is and the cargo command for it.
+const WITHOUT_BOOT: [(&str, &[&str]); 3] = [
+    ("format", &["fmt", "--all", "--check"]),
+    ("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    ("tests without a boot", &["nextest", "run", "--workspace", "--no-fail-fast"]),
+];
+
+/// Runs the stages that need no image.
+///
+/// # Errors
+/// The first stage that fails, with its output.
+pub fn without_boot(workspace: &Path, report: &mut Report) -> Result<()> {
+    for (name, args) in WITHOUT_BOOT {
+        stage(report, name, |_| cargo(workspace, args, &[]))?;
+    }
+    Ok(())
+}
+
+/// Runs the tests of the booted image against the running zone.
+///
+/// # Errors
+/// When they fail, with their output.
+pub fn booted(workspace: &Path, dir: &StateDir, full: bool, report: &mut Report) -> Result<()> {
+    if !workspace.join("qemu-tests/Cargo.toml").exists() {
+        bail!("there are no tests of the booted image: {} is missing", workspace.join("qemu-tests/Cargo.toml").display());
+    }
+    let zone = dir.require_running()?;
+    let mut variables = env::variables(dir, &zone);
+    let program = std::env::current_exe().context("cannot find this program again")?;
+    variables.push(("KRAUD_APPLIANCE", program.display().to_string()));
+    variables.push(("KRAUD_FULL", if full { "1" } else { "0" }.into()));
+    let args = ["nextest", "run", "-p", "qemu-tests", "--features", "booted", "--no-fail-fast"];
+    stage(report, "tests of the booted image", |_| cargo(workspace, &args, &variables))
+}
+
+/// Stops the zone of the tests.
+///
+/// # Errors
+/// When it does not stop.
+pub fn stop(dir: &StateDir, report: &mut Report) -> Result<()> {
+    stage(report, "stop", |_| control::stop(dir))
+}
+
+/// Runs one stage and reports its time.
+///
+/// # Errors
+/// The stage's.
+pub fn stage<T>(report: &mut Report, name: &str, run: impl FnOnce(&mut Report) -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    report.begin(name);
+    let result = run(report);
+    report.end(name, if result.is_ok() { "ok" } else { "FAILED" }, started.elapsed());
+    result.with_context(|| format!("{name} failed"))
+}
+
+fn cargo(workspace: &Path, args: &[&str], variables: &[(&str, String)]) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.args(args).current_dir(workspace).stdin(Stdio::null());
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
+    let output = command.output().context("cannot run cargo")?;
+    if !output.status.success() {
+        print(&String::from_utf8_lossy(&output.stdout));
+        super::report::say(&String::from_utf8_lossy(&output.stderr));
+        bail!("`cargo {}` ended with {}", args.join(" "), output.status);
+    }
+    Ok(())
+}
