@@ -112,6 +112,15 @@ impl Cache {
         Ok(entry)
     }
 
+    /// Moves an entry to another key, unless that is there already.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn rekey(&self, step: &str, entry: &Path, key: Key) -> Result<()> {
+        let to = self.root.join(step).join(key.hex());
+        if to.exists() { self.host.remove(entry) } else { fs::rename(entry, &to).at("put in place", &to) }
+    }
+
     /// Removes entries that no build has used for `age`; returns what it removed.
     ///
     /// # Errors

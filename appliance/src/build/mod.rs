@@ -16,6 +16,7 @@ pub mod lock;
 pub mod mirror;
 pub mod root;
 pub mod services;
+pub mod size;
 pub mod tools;
 pub mod trees;
 
@@ -87,6 +88,8 @@ pub struct Built {
     pub ovmf_vars: PathBuf,
     /// QEMU (`qemu-system-x86_64`, `qemu-img`), swtpm and the docker CLI with compose and buildx (`docker`) are in here.
     pub tools: Tools,
+    /// The assembled root before compression, for [`size::report`].
+    pub root: PathBuf,
     /// Whether every package had the version that the lock names.
     pub locked: bool,
 }
@@ -104,7 +107,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     let recipes = options.workspace.join("image-recipes");
     let sources = Sources::detect(options.mirror.as_deref())?;
     let lock = Lock::read(&recipes.join("packages.lock"))?;
-    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock };
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock, fresh: None };
     let tools_tree = trees.make("tools", progress)?;
     let build_tree = trees.make("build", progress)?;
     let root_tree = trees.make("root", progress)?;
@@ -148,6 +151,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
         ovmf_code: tools.tree().join("usr/share/OVMF/OVMF_CODE_4M.fd"),
         ovmf_vars: tools.tree().join("usr/share/OVMF/OVMF_VARS_4M.fd"),
         tools,
+        root: root.path,
         locked,
     })
 }
@@ -184,11 +188,13 @@ pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Resu
     let sources = Sources::detect(options.mirror.as_deref())?;
     let path = recipes.join("packages.lock");
     let (old, empty) = (Lock::read(&path)?, Lock::default());
-    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &empty };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &empty, fresh: Some(now.as_nanos().to_string()) };
     let (mut new, mut changed) = (Lock::default(), Vec::new());
-    for name in ["tools", "build", "root", "dev"] {
+    for name in trees::NAMES {
         let tree = trees.make(name, progress)?;
         changed.extend(lock::moved(name, &old.tree(name), &tree.versions));
+        trees.keep_as_locked(name, &tree)?;
         new.set(name, tree.versions);
     }
     std::fs::write(&path, new.text()).at("write", &path)?;

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// Time stamps in trees and images: a build's result does not depend on the day.
 pub const EPOCH: &str = "1767225600";
+/// All trees.
+pub const NAMES: [&str; 4] = ["tools", "build", "root", "dev"];
 /// What the `root` and `dev` trees leave out of each package.
 const NO_DOCS: [&str; 5] = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*"];
 /// The sources of the ZFS modules, unpacked and not installed: their package would compile them its own way.
@@ -46,6 +48,8 @@ pub struct Trees<'a> {
     pub recipes: &'a Path,
     pub sources: &'a Sources,
     pub lock: &'a Lock,
+    /// Part of every tree's key: makes them anew although the cache has them.
+    pub fresh: Option<String>,
 }
 
 impl Trees<'_> {
@@ -54,11 +58,12 @@ impl Trees<'_> {
     /// # Errors
     /// When the mirror does not carry the suite or a package, or mmdebstrap fails.
     pub fn make(&self, name: &str, progress: &mut dyn Progress) -> Result<Tree> {
-        let list = self.recipes.join("packages").join(format!("{name}.list"));
-        let packages = host::read_list(&list)?.join(",");
-        let locked = self.lock.tree(name);
-        let preferences = lock::preferences(&locked);
-        let key = Key::new(name, 1).text("packages", &packages).text("lock", &preferences).text("suite", SUITE);
+        let packages = self.packages(name)?;
+        let preferences = lock::preferences(&self.lock.tree(name));
+        let mut key = key(name, &packages, &preferences);
+        if let Some(fresh) = &self.fresh {
+            key = key.text("fresh", fresh);
+        }
         let step = format!("tree-{name}");
         let entry = self.cache.step(progress, &step, key, |dir, _| {
             let log = self.cache.log(&step);
@@ -76,13 +81,28 @@ impl Trees<'_> {
         Ok(Tree { path: entry.join("tree"), versions })
     }
 
+    /// Gives a tree that was made without a lock the key that it has once its versions are the lock, so that the next build
+    /// finds it.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn keep_as_locked(&self, name: &str, tree: &Tree) -> Result<()> {
+        let key = key(name, &self.packages(name)?, &lock::preferences(&tree.versions));
+        let Some(entry) = tree.path.parent() else { return Ok(()) };
+        self.cache.rekey(&format!("tree-{name}"), entry, key)
+    }
+
+    fn packages(&self, name: &str) -> Result<String> {
+        Ok(host::read_list(&self.recipes.join("packages").join(format!("{name}.list")))?.join(","))
+    }
+
     fn bootstrap(&self, name: &str, packages: &str, dir: &Path, log: &Path) -> Result<()> {
         let mut command = self.host.command("env");
         // The kernel's package would make an initrd that nobody boots.
         command.args(["INITRD=No", &format!("SOURCE_DATE_EPOCH={EPOCH}"), "mmdebstrap", "--mode=root"]);
         let lean = matches!(name, "root" | "dev");
         command.arg(if name == "root" { "--variant=essential" } else { "--variant=apt" });
-        command.args(["--dpkgopt=force-unsafe-io", "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
+        command.args(["--dpkgopt=force-unsafe-io", "--dpkgopt=force-confold", "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
         if lean {
             command.args(NO_DOCS.map(|path| format!("--dpkgopt=path-exclude={path}")));
         }
@@ -109,6 +129,10 @@ impl Trees<'_> {
             None => error,
         }
     }
+}
+
+fn key(name: &str, packages: &str, preferences: &str) -> Key {
+    Key::new(name, 1).text("packages", packages).text("lock", preferences).text("suite", SUITE)
 }
 
 /// A path as one word of a shell's command.
