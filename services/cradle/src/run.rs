@@ -1,0 +1,240 @@
+//! `kcradle run`: from a bundle to a guest that runs, and to its end.
+//!
+//! Order: open everything that the bundle names; memory; machine; devices; what stands in memory; vCPUs. Nothing is opened after
+//! the guest's first instruction. Threads: one a vCPU, one for all disks, one a network interface; the rest on this one.
+
+use crate::boot::{self, Parts, cmdline};
+use crate::bundle;
+use crate::bus::{Bus, MMIO_BASE, MMIO_WINDOW};
+use crate::cpu;
+use crate::epoll::{Epoll, EventFlags};
+use crate::memory::{self, Mem};
+use crate::say;
+use crate::serial::{self, Serial};
+use crate::vcpu::{self, End};
+use crate::virtio::block::{self, Block, extents::Extents};
+use crate::virtio::fs::{self, Fs};
+use crate::virtio::mmio::{MmioDevice, QUEUE_NOTIFY};
+use crate::virtio::net::{self, Net};
+use crate::virtio::rng::{self, Rng};
+use crate::virtio::vsock::{self, device::Vsock, log::LogFiles};
+use crate::virtio::{Identity, Slot};
+use crate::vm::Vm;
+use anyhow::{Context, Result};
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use zone::bundle::Bundle;
+
+const FIRST_LINE: u32 = 5;
+const LINES: u32 = boot::mptable::LINES as u32 - FIRST_LINE;
+const MAX_SPEC_BYTES: u64 = 16 << 20;
+const STACK: usize = 256 * 1024;
+
+const TOKEN_END: u64 = 0;
+const TOKEN_LISTENER: u64 = 1;
+const TOKEN_VSOCK: u64 = 2;
+const TOKEN_RNG: u64 = 3;
+const TOKEN_FS: u64 = 4;
+/// Tokens from here on are vsock connections.
+const TOKEN_STREAMS: u64 = 1 << 32;
+
+/// Boots the bundle and waits for the guest's end; gives the exit code.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(dir: &Path, pid_file: Option<&Path>) -> Result<u8> {
+    let (bundle, names) = bundle::load(dir)?;
+    let machine = Machine::new(&bundle, &names)?;
+    let entry = machine.load(&bundle, &names)?;
+    if let Some(path) = pid_file {
+        std::fs::write(path, format!("{}\n", std::process::id())).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    machine.start(bundle.vcpus, entry)
+}
+
+/// Everything, before the first instruction.
+struct Machine {
+    mem: Arc<Mem>,
+    vm: Vm,
+    lines: Vec<u32>,
+    devices: Vec<MmioDevice>,
+    vsock: Vsock,
+    vsock_slot: Arc<Slot>,
+    rng: Rng,
+    rng_slot: Arc<Slot>,
+    disks: Vec<Block>,
+    nets: Vec<Net>,
+    shares: Vec<Fs>,
+    serial: Option<Mutex<Serial>>,
+}
+
+/// Puts devices on the bus, one after the other.
+struct Builder<'a> {
+    vm: &'a Vm,
+    mem: &'a Arc<Mem>,
+    lines: Vec<u32>,
+    devices: Vec<MmioDevice>,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, identity: Identity) -> Result<Arc<Slot>> {
+        let index = self.devices.len();
+        // More devices than lines share them, which edge-triggered lines allow: each handler looks at its own device.
+        let line = FIRST_LINE + index as u32 % LINES;
+        let slot = Slot::new(identity.queues.len(), self.vm.line(line)?).context("cannot make event descriptors")?;
+        let address = MMIO_BASE + index as u64 * MMIO_WINDOW + QUEUE_NOTIFY;
+        for (queue, kick) in slot.kicks.iter().take(identity.doorbells).enumerate() {
+            self.vm.doorbell(kick, address, queue as u32)?;
+        }
+        self.lines.push(line);
+        self.devices.push(MmioDevice::new(identity, slot.clone(), self.mem.clone()));
+        Ok(slot)
+    }
+}
+
+impl Machine {
+    fn new(bundle: &Bundle, names: &bundle::Names) -> Result<Self> {
+        let log = match &bundle.log {
+            Some(log) => {
+                let [first, second] = &log.files;
+                Some(LogFiles::open([names.open(first, true)?, names.open(second, true)?], log.max_bytes)?)
+            }
+            None => None,
+        };
+        let listener = names.listen(&bundle.agent)?;
+        let mem = Arc::new(memory::create(u64::from(bundle.memory_mib) << 20, !bundle.shares.is_empty())?);
+        let vm = Vm::new(&mem)?;
+        let mut builder = Builder { vm: &vm, mem: &mem, lines: Vec::new(), devices: Vec::new() };
+
+        let vsock_slot = builder.add(vsock::identity())?;
+        let vsock = Vsock::new(vsock_slot.clone(), mem.clone(), listener, TOKEN_LISTENER, log).context("cannot set up the agent's socket")?;
+        let rng_slot = builder.add(rng::identity())?;
+        let rng = Rng::new(rng_slot.clone(), mem.clone());
+        let mut disks = Vec::new();
+        for (index, disk) in bundle.disks.iter().enumerate() {
+            let extents = open_disk(disk, names).with_context(|| format!("cannot open disk {index}"))?;
+            let slot = builder.add(block::identity(&extents))?;
+            disks.push(Block::new(slot, mem.clone(), extents));
+        }
+        let mut nets = Vec::new();
+        for net in &bundle.nets {
+            let identity = net::identity(net::parse_mac(&net.mac)?);
+            let tap = net::attach(&net.tap)?;
+            nets.push(Net::new(builder.add(identity)?, mem.clone(), tap));
+        }
+        let mut shares = Vec::new();
+        for share in &bundle.shares {
+            let (identity, daemon) = fs::connect(&share.tag, names.connect(&share.socket)?)?;
+            shares.push(Fs::new(builder.add(identity)?, mem.clone(), daemon, &share.tag));
+        }
+        let (lines, devices) = (builder.lines, builder.devices);
+        let serial = match &bundle.console {
+            Some(name) => Some(Mutex::new(Serial::new(names.append(name)?, vm.line(serial::IRQ)?))),
+            None => None,
+        };
+        Ok(Self { mem, vm, lines, devices, vsock, vsock_slot, rng, rng_slot, disks, nets, shares, serial })
+    }
+
+    fn load(&self, bundle: &Bundle, names: &bundle::Names) -> Result<u64> {
+        let mut spec = Vec::new();
+        names.open(&bundle.guest_spec, false)?.take(MAX_SPEC_BYTES + 1).read_to_end(&mut spec).context("cannot read the guest's specification")?;
+        anyhow::ensure!(spec.len() as u64 <= MAX_SPEC_BYTES, "the guest's specification is larger than {MAX_SPEC_BYTES} bytes");
+        let parts = Parts {
+            kernel: &mut names.open(&bundle.kernel, false)?,
+            initramfs: &mut names.open(&bundle.initramfs, false)?,
+            spec: &spec,
+            cmdline: &cmdline::build(&self.lines, self.serial.is_some(), &bundle.cmdline),
+            vcpus: bundle.vcpus,
+            memory: u64::from(bundle.memory_mib) << 20,
+        };
+        boot::load(&self.mem, parts)
+    }
+
+    /// Starts the threads, and is the main one until the guest ends.
+    fn start(self, vcpus: u8, entry: u64) -> Result<u8> {
+        let Self { vm, devices, mut vsock, vsock_slot, rng, rng_slot, disks, nets, mut shares, serial, .. } = self;
+        let end = End::new().context("cannot make event descriptors")?;
+        let mut epoll = Epoll::new().context("cannot make an epoll set")?;
+        let edge = EventFlags::IN | EventFlags::ET;
+        let mut watched = vec![(end.event(), TOKEN_END), (&vsock_slot.changed, TOKEN_VSOCK), (&rng_slot.changed, TOKEN_RNG)];
+        watched.extend([(&vsock_slot.kicks[0], TOKEN_VSOCK), (&vsock_slot.kicks[1], TOKEN_VSOCK), (&rng_slot.kicks[0], TOKEN_RNG)]);
+        watched.extend(shares.iter().enumerate().map(|(index, share)| (&share.slot().changed, TOKEN_FS + index as u64)));
+        for (event, token) in watched {
+            epoll.add(event, token, edge).context("cannot watch an event descriptor")?;
+        }
+
+        let supported = cpu::supported(&vm.kvm)?;
+        let mut cpus = Vec::new();
+        for id in 0..vcpus {
+            let cpu = vm.fd.create_vcpu(u64::from(id)).with_context(|| format!("KVM cannot create vCPU {id}"))?;
+            cpu::set_cpuid(&cpu, &supported, id, vcpus)?;
+            if id == 0 {
+                cpu::set_entry(&cpu, entry)?;
+            }
+            cpus.push((id, cpu));
+        }
+        if !disks.is_empty() {
+            thread("disks", end.clone(), move || block::work(&disks))?;
+        }
+        for net in nets {
+            thread("net", end.clone(), move || net.work())?;
+        }
+        let bus = Arc::new(Bus { devices, serial });
+        for (id, cpu) in cpus {
+            let (bus, its_end) = (bus.clone(), end.clone());
+            thread(&format!("vcpu{id}"), end.clone(), move || {
+                vcpu::run(id, cpu, &bus, &its_end);
+                Ok(())
+            })?;
+        }
+
+        let mut events = Vec::new();
+        loop {
+            epoll.wait(&mut events).context("cannot wait for events")?;
+            for (token, flags) in events.drain(..) {
+                match token {
+                    TOKEN_RNG => rng.serve(),
+                    TOKEN_LISTENER => vsock.client_waits(),
+                    TOKEN_STREAMS.. => vsock.stream_event(token, flags),
+                    token => {
+                        if let Some(share) = token.checked_sub(TOKEN_FS).and_then(|index| shares.get_mut(index as usize)) {
+                            share.changed();
+                        }
+                    }
+                }
+            }
+            // Also at the end: what the guest sent before is taken first.
+            vsock.serve(&epoll).context("cannot serve the guest's sockets")?;
+            if let Some(code) = end.code() {
+                return Ok(code);
+            }
+        }
+    }
+}
+
+fn open_disk(disk: &zone::bundle::Disk, names: &bundle::Names) -> Result<Extents> {
+    let mut extents = Extents::new(disk.read_only);
+    for extent in &disk.extents {
+        let file = names.open(&extent.path, !disk.read_only)?;
+        extents.push(file, extent.offset, extent.len).with_context(|| format!("cannot use {}", extent.path.display()))?;
+    }
+    Ok(extents)
+}
+
+/// A thread whose failure ends the guest.
+fn thread(name: &str, end: Arc<End>, work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<()> {
+    let its_name = name.to_owned();
+    let body = move || {
+        if let Err(error) = work() {
+            say(&format!("the thread {its_name} failed: {error}"));
+            end.set(vcpu::CRASHED);
+        }
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK)
+        .spawn(body)
+        .map(drop)
+        .with_context(|| format!("cannot start the thread {name}"))
+}

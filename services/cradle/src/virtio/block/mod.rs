@@ -1,0 +1,104 @@
+//! virtio-blk: disks (virtio 1.2, section 5.2).
+//!
+//! [`extents`] is what a disk consists of, [`request`] what the guest may ask. All disks of a guest share one thread.
+
+pub mod extents;
+pub mod request;
+
+use self::extents::Extents;
+use super::chain::Chain;
+use super::{F_EVENT_IDX, F_INDIRECT, Identity, Slot, notify};
+use crate::epoll::{Epoll, EventFlags};
+use crate::memory::Mem;
+use std::io;
+use std::sync::Arc;
+use virtio_queue::QueueT as _;
+
+const KIND: u32 = 2;
+const QUEUE_SIZE: u16 = 128;
+const F_SEG_MAX: u64 = 1 << 2;
+const F_READ_ONLY: u64 = 1 << 5;
+const F_FLUSH: u64 = 1 << 9;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+/// The most data pieces of a request, told to the driver.
+const MAX_SEGMENTS: u32 = 254;
+/// The most sectors of one discard.
+pub const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// The most bytes of a request; the driver makes none that large.
+const MAX_BYTES: usize = 8 << 20;
+
+/// What the transport shows of a disk.
+#[must_use]
+pub fn identity(disk: &Extents) -> Identity {
+    let mut config = vec![0u8; 60];
+    config[..8].copy_from_slice(&disk.sectors().to_le_bytes());
+    config[12..16].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
+    let mut features = F_SEG_MAX | F_INDIRECT | F_EVENT_IDX;
+    if disk.read_only() {
+        features |= F_READ_ONLY;
+    } else {
+        features |= F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
+        for (at, value) in [(36, MAX_DISCARD_SECTORS), (40, 1), (44, 8), (48, MAX_DISCARD_SECTORS), (52, 1)] {
+            config[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+        }
+        config[56] = 1; // zeroes may be written by making a hole
+    }
+    Identity { kind: KIND, features, queues: vec![QUEUE_SIZE], doorbells: 1, config, interrupts_elsewhere: false }
+}
+
+/// One disk's backend.
+pub struct Block {
+    slot: Arc<Slot>,
+    mem: Arc<Mem>,
+    disk: Extents,
+}
+
+impl Block {
+    /// For this slot.
+    #[must_use]
+    pub fn new(slot: Arc<Slot>, mem: Arc<Mem>, disk: Extents) -> Self {
+        Self { slot, mem, disk }
+    }
+
+    fn serve(&self) {
+        let mut active = self.slot.active();
+        let Some(queue) = active.as_mut().and_then(|a| a.queues.first_mut()) else { return };
+        let mem = &*self.mem;
+        loop {
+            let _ = queue.disable_notification(mem);
+            while let Some(chain) = queue.pop_descriptor_chain(mem) {
+                let head = chain.head_index();
+                let len = Chain::collect(chain, mem, MAX_BYTES).map_or(0, |chain| request::serve(&self.disk, chain));
+                if queue.add_used(mem, head, len).is_err() {
+                    return;
+                }
+                notify(&self.slot, queue, mem);
+            }
+            if !queue.enable_notification(mem).unwrap_or(false) {
+                return;
+            }
+        }
+    }
+}
+
+/// Serves all disks, forever.
+///
+/// # Errors
+/// When the process has no more descriptors.
+pub fn work(disks: &[Block]) -> io::Result<()> {
+    let mut epoll = Epoll::new()?;
+    for (index, disk) in disks.iter().enumerate() {
+        epoll.add(&disk.slot.changed, index as u64, EventFlags::IN | EventFlags::ET)?;
+        epoll.add(&disk.slot.kicks[0], index as u64, EventFlags::IN | EventFlags::ET)?;
+    }
+    let mut events = Vec::new();
+    loop {
+        epoll.wait(&mut events)?;
+        for (token, _) in events.drain(..) {
+            if let Some(disk) = disks.get(token as usize) {
+                disk.serve();
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What a guest may ask of a disk, and the answer's status byte.
+
+use super::MAX_DISCARD_SECTORS;
+use super::extents::{Extents, SECTOR};
+use crate::virtio::chain::{Buffers, Chain, ChainError};
+use std::io;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+const UNMAP: u32 = 1;
+
+const STATUS_OK: u8 = 0;
+const STATUS_ERROR: u8 = 1;
+const STATUS_UNSUPPORTED: u8 = 2;
+
+enum Failure {
+    Error,
+    Unsupported,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => Self::Unsupported,
+            _ => Self::Error,
+        }
+    }
+}
+
+impl From<ChainError> for Failure {
+    fn from(_: ChainError) -> Self {
+        Self::Error
+    }
+}
+
+/// Does what the chain asks; gives the number of bytes written to it.
+pub fn serve(disk: &Extents, mut chain: Chain<'_>) -> u32 {
+    let Ok(mut status) = chain.writable.split_end(1) else { return 0 };
+    let (code, written) = match perform(disk, &mut chain.readable, chain.writable) {
+        Ok(written) => (STATUS_OK, written),
+        Err(Failure::Error) => (STATUS_ERROR, 0),
+        Err(Failure::Unsupported) => (STATUS_UNSUPPORTED, 0),
+    };
+    status.write(&[code]);
+    written as u32 + 1
+}
+
+fn perform(disk: &Extents, input: &mut Buffers<'_>, mut output: Buffers<'_>) -> Result<usize, Failure> {
+    let mut header = [0; 16];
+    input.read_exact(&mut header)?;
+    let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
+    let at = u64::from_le_bytes(sector).checked_mul(SECTOR).ok_or(Failure::Error)?;
+    let len = output.len();
+    match u32::from_le_bytes([k0, k1, k2, k3]) {
+        IN => {
+            disk.read(at, output)?;
+            Ok(len)
+        }
+        OUT => {
+            let data = input.split(usize::MAX);
+            if data.len() as u64 % SECTOR != 0 {
+                return Err(Failure::Error);
+            }
+            disk.write(at, data)?;
+            Ok(0)
+        }
+        FLUSH => {
+            disk.flush()?;
+            Ok(0)
+        }
+        GET_ID => Ok(output.write(b"kraud\0")),
+        kind @ (DISCARD | WRITE_ZEROES) => {
+            zero(disk, input, kind == DISCARD)?;
+            Ok(0)
+        }
+        _ => Err(Failure::Unsupported),
+    }
+}
+
+fn zero(disk: &Extents, input: &mut Buffers<'_>, discard: bool) -> Result<(), Failure> {
+    let mut segment = [0; 16];
+    input.read_exact(&mut segment)?;
+    let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, f0, f1, f2, f3] = segment;
+    let at = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]).checked_mul(SECTOR).ok_or(Failure::Error)?;
+    let sectors = u32::from_le_bytes([c0, c1, c2, c3]);
+    let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+    if sectors > MAX_DISCARD_SECTORS || flags & !UNMAP != 0 {
+        return Err(Failure::Unsupported);
+    }
+    if sectors == 0 {
+        return Ok(());
+    }
+    match disk.zero(at, u64::from(sectors) * SECTOR, discard || flags & UNMAP != 0) {
+        // A hint only: a host that cannot give the room back has done nothing wrong.
+        Err(error) if discard && error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Mem;
+    use crate::virtio::chain::testing::queue_of;
+    use std::io::Write as _;
+    use virtio_queue::QueueT as _;
+    use vm_memory::{Bytes as _, GuestAddress};
+
+    const HEADER: u64 = 0x10000;
+    const DATA: u64 = 0x20000;
+    const STATUS: u64 = 0x30000;
+
+    fn disk(read_only: bool) -> Extents {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 8192]).unwrap();
+        let mut disk = Extents::new(read_only);
+        disk.push(file, 0, 0).unwrap();
+        disk
+    }
+
+    fn ask(mem: &Mem, disk: &Extents, kind: u32, sector: u64, data: (u32, bool)) -> (u8, u32) {
+        mem.write_obj(kind.to_le(), GuestAddress(HEADER)).unwrap();
+        mem.write_obj(sector.to_le(), GuestAddress(HEADER + 8)).unwrap();
+        mem.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+        let mut queue = queue_of(mem, &[&[(HEADER, 16, false), (DATA, data.0, data.1), (STATUS, 1, true)]]);
+        let len = serve(disk, Chain::collect(queue.pop_descriptor_chain(mem).unwrap(), mem, 1 << 20).unwrap());
+        (mem.read_obj(GuestAddress(STATUS)).unwrap(), len)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mem = crate::memory::create(32 << 20, false).unwrap();
+        let disk = disk(false);
+        mem.write_slice(&[9; 512], GuestAddress(DATA)).unwrap();
+        assert_eq!(ask(&mem, &disk, OUT, 3, (512, false)), (STATUS_OK, 1));
+        assert_eq!(ask(&mem, &disk, FLUSH, 0, (0, false)), (STATUS_OK, 1));
+        assert_eq!(ask(&mem, &disk, IN, 2, (1536, true)), (STATUS_OK, 1537));
+        let mut got = [0; 1536];
+        mem.read_slice(&mut got, GuestAddress(DATA)).unwrap();
+        assert_eq!((got[511], got[512], got[1023], got[1024]), (7, 9, 9, 7));
+    }
+
+    #[test]
+    fn what_cannot_be_is_an_error_and_what_is_unknown_is_unsupported() {
+        let mem = crate::memory::create(32 << 20, false).unwrap();
+        let disk = disk(false);
+        assert_eq!(ask(&mem, &disk, IN, 16, (512, true)).0, STATUS_ERROR);
+        assert_eq!(ask(&mem, &disk, IN, u64::MAX, (512, true)).0, STATUS_ERROR);
+        assert_eq!(ask(&mem, &disk, OUT, 0, (100, false)).0, STATUS_ERROR);
+        assert_eq!(ask(&mem, &disk, 99, 0, (512, true)).0, STATUS_UNSUPPORTED);
+        assert_eq!(ask(&mem, &disk, DISCARD, 0, (8, false)).0, STATUS_ERROR);
+    }
+
+    #[test]
+    fn a_chain_without_room_for_the_status_is_given_back_untouched() {
+        let mem = crate::memory::create(32 << 20, false).unwrap();
+        let mut queue = queue_of(&mem, &[&[(HEADER, 16, false)]]);
+        assert_eq!(serve(&disk(true), Chain::collect(queue.pop_descriptor_chain(&mem).unwrap(), &mem, 1 << 20).unwrap()), 0);
+    }
+}

@@ -1,0 +1,66 @@
+//! The KVM machine: memory, interrupt controller, lines and doorbells.
+
+use crate::memory::Mem;
+use anyhow::{Context, Result};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Three pages that Intel's KVM wants below 4 GiB, outside of memory and devices.
+const TSS: usize = 0xfffb_d000;
+
+/// The machine.
+pub struct Vm {
+    /// KVM itself.
+    pub kvm: Kvm,
+    /// Its descriptor.
+    pub fd: VmFd,
+}
+
+impl Vm {
+    /// A machine with this memory and KVM's own interrupt controllers, without a timer chip: the kernel has the APIC's.
+    ///
+    /// # Errors
+    /// When there is no KVM, or it refuses.
+    pub fn new(mem: &Mem) -> Result<Self> {
+        let kvm = Kvm::new().context("cannot open /dev/kvm; load kvm-amd or kvm-intel and let this user open it")?;
+        let fd = kvm.create_vm().context("KVM cannot create a machine")?;
+        fd.set_tss_address(TSS).context("KVM refuses the address of its TSS")?;
+        fd.create_irq_chip().context("KVM cannot create an interrupt controller")?;
+        for (slot, region) in mem.iter().enumerate() {
+            let host = region.get_host_address(vm_memory::MemoryRegionAddress(0)).context("guest memory has no address")?;
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: host as u64,
+            };
+            // SAFETY: the region is this process's mapping of exactly this length, and `run` keeps the memory until the process
+            // ends; regions do not overlap by construction.
+            unsafe { fd.set_user_memory_region(slot) }.context("KVM refuses the guest's memory")?;
+        }
+        Ok(Self { kvm, fd })
+    }
+
+    /// An interrupt line that is raised by writing the descriptor.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn line(&self, line: u32) -> Result<EventFd> {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("cannot make an event descriptor")?;
+        self.fd.register_irqfd(&event, line).with_context(|| format!("KVM refuses the interrupt line {line}"))?;
+        Ok(event)
+    }
+
+    /// A doorbell: the guest's writes of `value` to `address` write the descriptor.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn doorbell(&self, event: &EventFd, address: u64, value: u32) -> Result<()> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .with_context(|| format!("KVM refuses the doorbell at {address:#x}"))
+    }
+}
