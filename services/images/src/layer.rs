@@ -100,7 +100,7 @@ fn check(path: &Path) -> Result<Option<RootInode>> {
     let length = file.metadata().map_err(io("cannot read a layer's size"))?.len();
     let mut archive = tar::Archive::new(file);
     let entries = archive.entries_with_seek().map_err(io("cannot read a layer"))?;
-    let mut root = None;
+    let (mut root, mut total) = (None, 0_u64);
     for (count, entry) in entries.enumerate() {
         let entry = entry.map_err(io("a layer's archive is damaged"))?;
         if count >= MAX_LAYER_ENTRIES {
@@ -113,6 +113,11 @@ fn check(path: &Path) -> Result<Option<RootInode>> {
         let end = entry.raw_file_position().checked_add(entry.header().entry_size().unwrap_or(u64::MAX));
         if end.is_none_or(|end| end > length) {
             return Err(invalid(format!("a layer's archive ends in the middle of {:.200?}", name.display().to_string())));
+        }
+        // A sparse file may say that it is larger than the archive.
+        total = total.saturating_add(entry.size());
+        if total > MAX_LAYER {
+            return Err(invalid(format!("a layer's files are larger than {MAX_LAYER} bytes together")));
         }
         let is_root = name.components().all(|c| matches!(c, Component::CurDir | Component::RootDir));
         if is_root && entry.header().entry_type().is_dir() {

@@ -5,7 +5,7 @@
 //! Rebuild mode of erofs-utils 1.8 leaves `/` with mode 0777; [`RootInode::patch`] puts right what belongs there.
 
 use crate::digest::Digest;
-use crate::fail::{MAX_LAYER, Result, internal, invalid, io};
+use crate::fail::{Result, internal, invalid, io};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
@@ -20,6 +20,9 @@ use tokio::process::Command;
 const WALL_LIMIT: Duration = Duration::from_secs(20 * 60);
 const CPU_LIMIT_S: u64 = 600;
 const MEMORY_LIMIT: u64 = 2 << 30;
+/// For archives, mkfs.erofs makes its output 2 TiB long (with holes), keeps its buffer in the upper half, and cuts it off at
+/// the end. What it really writes is bounded by the archive, which is checked before.
+const FILE_LIMIT: u64 = 2 << 40;
 
 /// The program that makes EROFS file systems, erofs-utils 1.8.
 #[derive(Clone, Debug)]
@@ -87,7 +90,7 @@ fn limit(pid: Option<u32>) {
     let limits = [
         (Resource::Cpu, CPU_LIMIT_S),
         (Resource::As, MEMORY_LIMIT),
-        (Resource::Fsize, MAX_LAYER + (MAX_LAYER >> 2)),
+        (Resource::Fsize, FILE_LIMIT),
         (Resource::Core, 0),
     ];
     for (resource, limit) in limits {
