@@ -55,7 +55,11 @@ impl Door {
         stream.set_read_timeout(Some(timeout))?;
         wire::write_frame(&mut stream, Kind::Auth, self.token.as_bytes()).context("the door does not listen")?;
         wire::write_frame(&mut stream, Kind::Request, &request.encode()).context("the door does not listen")?;
-        match wire::read_frame(&mut stream).context("the door does not answer")? {
+        let answer = match wire::read_frame(&mut stream) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => bail!("the door does not answer within {} s", timeout.as_secs()),
+            answer => answer.context("the door does not answer")?,
+        };
+        match answer {
             Some(frame) if frame.kind == Kind::Started => {}
             Some(frame) if frame.kind == Kind::Error => bail!("{}", String::from_utf8_lossy(&frame.payload)),
             Some(_) => bail!("the door speaks another protocol: build the image and this tool from the same sources"),

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// How long one question may take.
 const ANSWER: Duration = Duration::from_secs(20);
+/// How long the first answer of the door may take: a connection that was begun before the guest's network was there is answered
+/// late, a new one at once.
+const FIRST_ANSWER: Duration = Duration::from_secs(4);
 /// Between two questions: short for a person, long for the machine.
 const INTERVAL: Duration = Duration::from_millis(300);
 
@@ -42,7 +45,7 @@ impl Waiter<'_> {
     /// At the deadline, with what was last seen; when cancelled.
     pub fn wait(&self, mut step: impl FnMut(&str)) -> Result<String> {
         step(FIRST_STEP);
-        self.poll("the door", || self.door.read(&["true"], ANSWER).map(|_| ()))?;
+        self.poll("the door", || self.door.read(&["true"], FIRST_ANSWER).map(|_| ()))?;
         step("waiting for the zone's certificates");
         let code = self.poll("the pairing code", || self.file(PAIRING_CODE))?;
         self.certificates()?;
