@@ -2,6 +2,7 @@
 
 use crate::console;
 use crate::container::Container;
+use crate::exec::Execs;
 use crate::log::Log;
 use crate::platform::Platform;
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub struct Agent {
     pub spec: GuestSpec,
     /// The log.
     pub log: Log,
+    /// Processes that were started besides.
+    pub execs: Execs,
     /// The containers whose files could be mounted, by id.
     pub containers: BTreeMap<String, Arc<Container>>,
     activity: Mutex<Activity>,
@@ -39,7 +42,7 @@ struct Activity {
 impl Agent {
     /// An agent with nothing running.
     pub fn new(platform: Platform, spec: GuestSpec, log: Log, containers: BTreeMap<String, Arc<Container>>) -> Self {
-        Self { platform, spec, log, containers, activity: Mutex::default(), changed: Condvar::new() }
+        Self { platform, spec, log, execs: Execs::default(), containers, activity: Mutex::default(), changed: Condvar::new() }
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {
@@ -64,6 +67,11 @@ impl Agent {
     /// Somebody wants the power off.
     pub fn request_shutdown(&self) {
         self.change(|a| a.shutdown = true);
+    }
+
+    /// Whether anything is left that a request could be about.
+    pub fn needs_server(&self) -> bool {
+        self.spec.files_only || self.activity().running > 0
     }
 
     /// Waits until the last container has exited; with `files_only`, until the shutdown is asked for.

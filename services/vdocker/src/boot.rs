@@ -4,6 +4,7 @@ use crate::agent::{Agent, spawn};
 use crate::cgroup::{self, Cgroup};
 use crate::console;
 use crate::container::Container;
+use crate::http;
 use crate::log::{Log, now_ns};
 use crate::net;
 use crate::platform::Platform;
@@ -59,6 +60,9 @@ pub fn boot(platform: Platform) -> Result<Arc<Agent>, BootError> {
     if !agent.spec.files_only {
         start_all(&agent);
     }
+    if agent.needs_server() {
+        http::serve(&agent);
+    }
     Ok(agent)
 }
 
@@ -107,6 +111,7 @@ fn mount_basics(platform: &Platform) -> io::Result<()> {
     } else {
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         mount("proc", "/proc", "proc", MountFlags::empty(), None)?;
+        mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None)?;
     }
     fs::create_dir_all(platform.base())?;
     Ok(mount("tmpfs", platform.base(), "tmpfs", MountFlags::NOSUID, Some(c"mode=0755"))?)

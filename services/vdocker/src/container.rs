@@ -8,16 +8,15 @@ use crate::cgroup::Cgroup;
 use crate::output::Output;
 use crate::process::{self, Settings, Stdio};
 use crate::program::{Program, other};
+use crate::pump::pump;
 use crate::rootfs::{Rootfs, open_ptmx};
 use crate::user::Users;
 use crate::{caps, console, sys};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use zone::guest::GuestContainer;
-use zone::log::{Data, MAX_PIECE, Stream};
+use zone::log::Data;
 use zone::pod::StartError;
 
 /// A container.
@@ -92,6 +91,15 @@ impl Container {
         self.input.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Sends a signal to its first process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: i32) -> std::io::Result<()> {
+        let pidfd = self.pidfd.get().ok_or_else(|| std::io::Error::from_raw_os_error(libc::ESRCH))?;
+        sys::send_signal(pidfd.as_fd(), signal)
+    }
+
     /// Closes the input; the process reads its end. A terminal has no such end.
     pub fn close_input(&self) {
         if !self.spec.tty {
@@ -122,6 +130,7 @@ impl Container {
         plan.cgroup = procs.as_ref().map(AsRawFd::as_raw_fd);
         plan.init = spec.init;
         let started = process::start(&plan)?;
+        self.keep_streams(&stdio).map_err(|e| other(format!("keep the standard streams: {e}")))?;
         self.note_start(started.pid);
         let pid = started.pid.unsigned_abs();
         agent.log.send(self.id(), Data::Started { pid });
@@ -140,6 +149,17 @@ impl Container {
         Ok(stdio)
     }
 
+    /// Before any request can ask for them.
+    fn keep_streams(&self, stdio: &Stdio) -> std::io::Result<()> {
+        if let (true, Some(input)) = (self.spec.open_stdin, &stdio.input) {
+            *self.input.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(input.try_clone()?));
+        }
+        if self.spec.tty {
+            let _ = self.terminal.set(stdio.output.try_clone()?);
+        }
+        Ok(())
+    }
+
     fn note_start(&self, pid: i32) {
         if let Some(pidfd) = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok()) {
             let _ = self.pidfd.set(pidfd);
@@ -151,16 +171,8 @@ impl Container {
     pub fn attend(&self, agent: &Agent, stdio: Stdio) {
         let Stdio { child, input, output, error } = stdio;
         // The agent's copies: with them open the end would never be seen.
-        drop(child);
-        if self.spec.open_stdin {
-            *self.input.lock().unwrap_or_else(PoisonError::into_inner) = input.map(Arc::new);
-        }
-        if self.spec.tty
-            && let Ok(master) = output.try_clone()
-        {
-            let _ = self.terminal.set(master);
-        }
-        pump(&output, error.as_ref(), |stream, bytes| {
+        drop((child, input));
+        pump(output.as_fd(), error.as_ref().map(AsFd::as_fd), None, |stream, bytes| {
             let record = agent.log.send(self.id(), Data::output(stream, bytes));
             self.output.push(record, stream, bytes);
         });
@@ -172,47 +184,5 @@ impl Container {
         *self.lock() = State { exit_code: code, pid: 0, running: false, paused: false };
         self.output.close();
         agent.log.send(self.id(), Data::Exited { code, oom_killed });
-    }
-}
-
-/// Reads both pipes, in the order in which they have something, until both have ended.
-pub fn pump(output: &OwnedFd, error: Option<&OwnedFd>, mut take: impl FnMut(Stream, &[u8])) {
-    let mut open: BTreeMap<Stream2, &OwnedFd> = BTreeMap::from([(Stream2::Out, output)]);
-    if let Some(error) = error {
-        open.insert(Stream2::Error, error);
-    }
-    let mut buffer = vec![0u8; MAX_PIECE];
-    while !open.is_empty() {
-        let names: Vec<Stream2> = open.keys().copied().collect();
-        let mut fds: Vec<PollFd<'_>> = open.values().map(|fd| PollFd::new(*fd, PollFlags::IN)).collect();
-        if rustix::io::retry_on_intr(|| poll(&mut fds, None)).is_err() {
-            return;
-        }
-        let ready: Vec<Stream2> = names.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(name, _)| name).collect();
-        for name in ready {
-            let Some(fd) = open.get(&name) else { continue };
-            match rustix::io::retry_on_intr(|| rustix::io::read(*fd, &mut buffer)) {
-                // A terminal whose other side is closed by all says EIO.
-                Ok(0) | Err(_) => {
-                    open.remove(&name);
-                }
-                Ok(length) => take(name.into(), &buffer[..length]),
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stream2 {
-    Out,
-    Error,
-}
-
-impl From<Stream2> for Stream {
-    fn from(name: Stream2) -> Self {
-        match name {
-            Stream2::Out => Self::Stdout,
-            Stream2::Error => Self::Stderr,
-        }
     }
 }

@@ -14,13 +14,16 @@
 #![cfg_attr(not(test), no_main)]
 
 mod agent;
+mod attach;
 mod boot;
 mod caps;
 mod cgroup;
 mod child;
 mod console;
-mod inroot;
 mod container;
+mod exec;
+mod http;
+mod inroot;
 mod log;
 mod net;
 mod output;
@@ -28,7 +31,9 @@ mod platform;
 mod power;
 mod process;
 mod program;
+mod pump;
 mod rootfs;
+mod signals;
 mod sys;
 mod user;
 mod volumes;

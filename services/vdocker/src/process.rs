@@ -3,7 +3,7 @@
 //! Everything is prepared here, in memory, for [`crate::child`].
 
 use crate::child::{self, Limit, Plan, Step, at};
-use crate::program::{Program, c_string, exec_error, other};
+use crate::program::{Program, c_string, errno_text, exec_error, other};
 use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::ffi::CString;
@@ -256,7 +256,7 @@ fn describe(plan: &Plan, place: u32, error: &io::Error) -> StartError {
     let name = plan.program.args.first().unwrap_or(&plan.program.path).to_string_lossy();
     match place {
         at::EXEC => exec_error(&name, error),
-        at::CWD => other(format!("chdir to cwd ({:?}) failed: {error}", plan.program.cwd.to_string_lossy())),
+        at::CWD => other(format!("chdir to cwd ({:?}) set in config.json failed: {}", plan.program.cwd.to_string_lossy(), errno_text(error))),
         at::JOIN => other(format!("join the container's namespaces: {error}")),
         at::STDIO => other(format!("set up the standard streams: {error}")),
         at::LIMITS => other(format!("set the resource limits: {error}")),

@@ -115,13 +115,21 @@ fn executable(root: &InRoot, path: &Path) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_mode & 0o111 != 0)
 }
 
+/// An error of the kernel as Go, hence Docker, words it: in lower case, without the number.
+pub fn errno_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
 /// What execve(2) said of a program that was found.
 pub fn exec_error(name: &str, error: &io::Error) -> StartError {
     let (kind, text) = match error.raw_os_error() {
         Some(libc::ENOENT) => (StartErrorKind::NotFound, "no such file or directory".to_owned()),
         Some(libc::EACCES) => (StartErrorKind::NotExecutable, "permission denied".to_owned()),
         Some(libc::ENOEXEC) => (StartErrorKind::Other, "exec format error".to_owned()),
-        _ => (StartErrorKind::Other, error.to_string()),
+        _ => (StartErrorKind::Other, errno_text(error)),
     };
     StartError { kind, message: format!("exec {name}: {text}") }
 }
