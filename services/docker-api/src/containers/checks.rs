@@ -1,0 +1,340 @@
+//! What a request may ask for: each option is checked, translated, or refused with a sentence that says why.
+//!
+//! Pure functions. An option that this engine would silently ignore, although a program depends on it, is refused; one
+//! that only tunes is accepted with a warning.
+
+use super::request::{HostConfig, RestartPolicyRequest, Words};
+use crate::errors::{Failure, Result};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use zone::Resource;
+use zone::endpoint::{Protocol, PublishedPort};
+use zone::image::Image;
+use zone::pod::{RestartPolicy, Ulimit};
+
+/// Docker's smallest memory limit.
+const MIN_MEMORY: i64 = 6 << 20;
+/// Guest memory without a limit. The host gives it only as the guest touches it.
+const DEFAULT_VM_MIB: u32 = 512;
+/// What kernel and agent need beside the container's memory.
+const OVERHEAD_MIB: u32 = 64;
+/// The smallest guest that boots well.
+const MIN_VM_MIB: u32 = 128;
+/// The most virtual CPUs of a guest.
+const MAX_VCPUS: u64 = 64;
+
+/// Checks what the other functions here do not translate; the answer's warnings.
+///
+/// # Errors
+/// 400 for what is wrong or cannot be done.
+pub fn host_config(host: &HostConfig, _tty: bool) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    memory(host)?;
+    if host.nano_cpus.unwrap_or_default() != 0 && (host.cpu_period.unwrap_or_default() != 0 || host.cpu_quota.unwrap_or_default() != 0) {
+        return Err(Failure::invalid("Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set"));
+    }
+    if host.nano_cpus.is_some_and(|n| n < 0) {
+        return Err(Failure::invalid("range of CPUs is from 0.01 upwards"));
+    }
+    let policy = restart_policy(host.restart_policy.as_ref())?;
+    if host.auto_remove.unwrap_or_default() && policy != RestartPolicy::No {
+        return Err(Failure::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    network_mode(host.network_mode.as_deref().unwrap_or_default())?;
+    runtime(host.runtime.as_deref().unwrap_or_default())?;
+    for (what, mode) in [("pid", &host.pid_mode), ("ipc", &host.ipc_mode)] {
+        match mode.as_deref().unwrap_or_default() {
+            mode if mode.starts_with("container:") => {
+                return Err(Failure::invalid(format!("sharing the {what} namespace of another container is not supported yet")));
+            }
+            "host" if what == "pid" => {
+                return Err(Failure::invalid("the host's processes cannot be seen from a container: it is a microVM with a kernel of its own"));
+            }
+            "host" => warnings.push(format!("{what}=host means the microVM's own, not the host's")),
+            _ => {}
+        }
+    }
+    if host.uts_mode.as_deref() == Some("host") {
+        warnings.push("uts=host means the microVM's own, not the host's".into());
+    }
+    if host.devices.as_ref().is_some_and(|d| !d.is_empty()) {
+        return Err(Failure::invalid("devices of the host cannot be given to a container: it is a microVM"));
+    }
+    if host.device_requests.as_ref().is_some_and(|d| !d.is_empty()) {
+        return Err(Failure::invalid("could not select device driver: this engine passes no devices to containers"));
+    }
+    if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
+        return Err(Failure::invalid("links are not supported; put the containers on one network and use their names"));
+    }
+    for option in host.security_opt.iter().flatten() {
+        if !option.starts_with("no-new-privileges") {
+            warnings.push(format!("security option \"{option}\" has no effect: a container is a microVM"));
+        }
+    }
+    log_driver(host)?;
+    Ok(warnings)
+}
+
+fn memory(host: &HostConfig) -> Result<()> {
+    let memory = host.memory.unwrap_or_default();
+    if memory < 0 || (memory > 0 && memory < MIN_MEMORY) {
+        return Err(Failure::invalid("Minimum memory limit allowed is 6MB"));
+    }
+    let swap = host.memory_swap.unwrap_or_default();
+    if swap > 0 && memory == 0 {
+        return Err(Failure::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
+    }
+    if swap > 0 && swap < memory {
+        return Err(Failure::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
+    }
+    if memory > 0 && host.memory_reservation.unwrap_or_default() > memory {
+        return Err(Failure::invalid("Minimum memory limit can not be less than memory reservation limit, see usage"));
+    }
+    Ok(())
+}
+
+fn network_mode(mode: &str) -> Result<()> {
+    if mode == "host" {
+        return Err(Failure::invalid("the network mode \"host\" is not supported: a container is a microVM; publish its ports instead (-p)"));
+    }
+    if mode.starts_with("container:") {
+        return Err(Failure::invalid("sharing another container's network (\"container:\") is not supported yet"));
+    }
+    Ok(())
+}
+
+fn runtime(runtime: &str) -> Result<()> {
+    match runtime {
+        "" | "kcradle" | "runc" | "io.containerd.runc.v2" => Ok(()),
+        other => Err(Failure::invalid(format!("unknown or invalid runtime name: {other}"))),
+    }
+}
+
+fn log_driver(host: &HostConfig) -> Result<()> {
+    match host.log_config.as_ref().and_then(|l| l.kind.as_deref()).unwrap_or_default() {
+        "" | "json-file" | "local" => Ok(()),
+        other => Err(Failure::invalid(format!("logger: no log driver named '{other}' is registered (there are \"json-file\" and \"local\")"))),
+    }
+}
+
+/// The restart policy.
+///
+/// # Errors
+/// 400 when there is no such policy.
+pub fn restart_policy(policy: Option<&RestartPolicyRequest>) -> Result<RestartPolicy> {
+    let Some(policy) = policy else { return Ok(RestartPolicy::No) };
+    let retries = policy.maximum_retry_count.unwrap_or_default();
+    let name = policy.name.as_deref().unwrap_or_default();
+    if retries != 0 && name != "on-failure" {
+        return Err(Failure::invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'"));
+    }
+    match name {
+        "" | "no" => Ok(RestartPolicy::No),
+        "always" => Ok(RestartPolicy::Always),
+        "unless-stopped" => Ok(RestartPolicy::UnlessStopped),
+        "on-failure" => u32::try_from(retries)
+            .map(|max_retries| RestartPolicy::OnFailure { max_retries })
+            .map_err(|_| Failure::invalid("invalid restart policy: maximum retry count cannot be negative")),
+        other => Err(Failure::invalid(format!(
+            "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        ))),
+    }
+}
+
+/// Memory of the guest for a container's limit in bytes.
+#[must_use]
+pub fn vm_memory_mib(limit: i64) -> u32 {
+    match u32::try_from(limit.max(0).unsigned_abs().div_ceil(1 << 20)) {
+        Ok(0) => DEFAULT_VM_MIB,
+        Ok(mib) => mib.saturating_add(OVERHEAD_MIB).max(MIN_VM_MIB),
+        Err(_) => u32::MAX,
+    }
+}
+
+/// Virtual CPUs of the guest.
+#[must_use]
+pub fn vcpus(host: &HostConfig) -> u8 {
+    let nano = host.nano_cpus.unwrap_or_default();
+    let wanted = match (nano, host.cpu_quota.unwrap_or_default()) {
+        (1.., _) => nano.unsigned_abs().div_ceil(1_000_000_000),
+        (_, quota @ 1..) => {
+            let period = host.cpu_period.filter(|p| *p > 0).unwrap_or(100_000);
+            quota.unsigned_abs().div_ceil(period.unsigned_abs())
+        }
+        _ => 1,
+    };
+    u8::try_from(wanted.clamp(1, MAX_VCPUS)).unwrap_or(1)
+}
+
+/// Capability names without `CAP_`, upper case.
+#[must_use]
+pub fn capabilities(words: Option<Words>) -> Vec<String> {
+    let list = words.map(Words::list).unwrap_or_default();
+    list.iter().map(|c| c.to_ascii_uppercase()).map(|c| c.strip_prefix("CAP_").map(str::to_owned).unwrap_or(c)).collect()
+}
+
+/// Whether `no-new-privileges` is set.
+#[must_use]
+pub fn no_new_privileges(host: &HostConfig) -> bool {
+    host.security_opt
+        .iter()
+        .flatten()
+        .any(|o| matches!(o.as_str(), "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true"))
+}
+
+/// Resource limits.
+///
+/// # Errors
+/// 400 when a soft limit is above its hard one.
+pub fn ulimits(host: &HostConfig) -> Result<Vec<Ulimit>> {
+    let above = |soft: i64, hard: i64| hard != -1 && (soft == -1 || soft > hard);
+    host.ulimits
+        .iter()
+        .flatten()
+        .map(|u| {
+            if above(u.soft, u.hard) {
+                return Err(Failure::invalid(format!("ulimit {}: soft limit must be less than or equal to hard limit: {} > {}", u.name, u.soft, u.hard)));
+            }
+            Ok(Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
+        })
+        .collect()
+}
+
+/// Size of the writable layer from `StorageOpt`; 0 means the default.
+///
+/// # Errors
+/// 400 for an unknown option or a size that is none.
+pub fn rootfs_size(host: &HostConfig) -> Result<u64> {
+    let mut size = 0;
+    for (key, value) in host.storage_opt.iter().flatten() {
+        if key != "size" {
+            return Err(Failure::invalid(format!("unknown storage option {key}; there is only \"size\"")));
+        }
+        size = super::mounts::bytes(value).ok_or_else(|| Failure::invalid(format!("invalid size \"{value}\" in the storage options")))?;
+    }
+    Ok(size)
+}
+
+/// How large the log may become, from `max-size` and `max-file`; 0 means the default.
+///
+/// # Errors
+/// 400 when a value is no number.
+pub fn log_max_bytes(host: &HostConfig) -> Result<u64> {
+    let config = host.log_config.as_ref().and_then(|l| l.config.clone()).unwrap_or_default();
+    let Some(size) = config.get("max-size").filter(|s| *s != "-1") else { return Ok(0) };
+    let size = super::mounts::bytes(size).ok_or_else(|| Failure::invalid(format!("invalid value for max-size: \"{size}\"")))?;
+    let files = config.get("max-file").map_or(Ok(1), |f| f.parse::<u64>());
+    let files = files.map_err(|_| Failure::invalid("invalid value for max-file: not a number"))?;
+    // There are always two files; each gets half of what Docker's files would have together.
+    Ok((size.saturating_mul(files) / 2).max(64 << 10))
+}
+
+/// Ports to publish.
+///
+/// # Errors
+/// 400 for what is no port or address.
+pub fn ports(host: &HostConfig, exposed: &BTreeSet<String>) -> Result<Vec<PublishedPort>> {
+    let mut ports = Vec::new();
+    for (port, bindings) in host.port_bindings.iter().flatten() {
+        let (container_port, protocol) = parse_port(port)?;
+        for binding in bindings.iter().flatten() {
+            let host_ip = match binding.host_ip.as_deref().unwrap_or_default() {
+                "" => None,
+                text => Some(text.trim_matches(['[', ']']).parse::<IpAddr>().map_err(|_| Failure::invalid(format!("invalid host IP \"{text}\"")))?),
+            };
+            let host_port = match binding.host_port.as_deref().unwrap_or_default() {
+                "" | "0" => None,
+                text => Some(text.parse::<u16>().map_err(|_| {
+                    Failure::invalid(format!("invalid host port \"{text}\" for {port}: a number from 1 to 65535 is wanted; ranges are not supported"))
+                })?),
+            };
+            ports.push(PublishedPort { protocol, container_port, host_ip, host_port });
+        }
+    }
+    if host.publish_all_ports.unwrap_or_default() {
+        for port in exposed {
+            let (container_port, protocol) = parse_port(port)?;
+            if ports.iter().all(|p| (p.container_port, p.protocol) != (container_port, protocol)) {
+                ports.push(PublishedPort { protocol, container_port, host_ip: None, host_port: None });
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// `80/tcp` or `80`.
+fn parse_port(text: &str) -> Result<(u16, Protocol)> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let number = number.parse::<u16>().ok().filter(|n| *n > 0).ok_or_else(|| Failure::invalid(format!("invalid port specification: \"{text}\"")))?;
+    match protocol.to_ascii_lowercase().as_str() {
+        "tcp" => Ok((number, Protocol::Tcp)),
+        "udp" => Ok((number, Protocol::Udp)),
+        other => Err(Failure::invalid(format!("cannot publish {text}: the protocol \"{other}\" is not supported, tcp and udp are"))),
+    }
+}
+
+/// Checks the platform that the client asks for.
+///
+/// # Errors
+/// 404 when the image is of another one.
+pub fn platform(wanted: Option<&str>, reference: &str, image: &Resource<Image>) -> Result<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let has = image.status.config["architecture"].as_str().unwrap_or("amd64");
+    let mut parts = wanted.split('/');
+    let os = parts.next().unwrap_or_default();
+    let architecture = parts.next().map(|a| match a {
+        "x86_64" | "x86-64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    });
+    if os != "linux" || architecture.is_some_and(|a| a != has) {
+        return Err(Failure::not_found(format!(
+            "image with reference {reference} was found but does not provide the specified platform ({wanted})"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn host(value: serde_json::Value) -> HostConfig {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_a_reason() {
+        for (config, part) in [
+            (json!({"Memory": 1024}), "6MB"),
+            (json!({"NanoCpus": 1, "CpuPeriod": 2}), "Conflicting options"),
+            (json!({"AutoRemove": true, "RestartPolicy": {"Name": "always"}}), "AutoRemove"),
+            (json!({"RestartPolicy": {"Name": "sometimes"}}), "unknown policy 'sometimes'"),
+            (json!({"NetworkMode": "host"}), "not supported"),
+            (json!({"NetworkMode": "container:x"}), "not supported yet"),
+            (json!({"Runtime": "nvidia"}), "runtime name: nvidia"),
+            (json!({"LogConfig": {"Type": "syslog"}}), "no log driver named 'syslog'"),
+            (json!({"Devices": [{}]}), "microVM"),
+        ] {
+            let failure = host_config(&host(config.clone()), false).unwrap_err();
+            assert!(failure.status == 400 && failure.message.contains(part), "{config}: {failure}");
+        }
+    }
+
+    #[test]
+    fn limits_become_the_guests_size() {
+        assert_eq!((vm_memory_mib(0), vm_memory_mib(6 << 20), vm_memory_mib(1 << 30)), (512, 128, 1088));
+        for (config, cpus) in [(json!({}), 1), (json!({"NanoCpus": 1_500_000_000}), 2), (json!({"CpuQuota": 250_000}), 3)] {
+            assert_eq!(vcpus(&host(config)), cpus);
+        }
+    }
+
+    #[test]
+    fn ports_are_read_with_address_and_number() {
+        let config = host(json!({"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}], "53/udp": [{}]}, "PublishAllPorts": true}));
+        let ports = ports(&config, &BTreeSet::from(["80/tcp".to_owned(), "81/tcp".to_owned()])).unwrap();
+        let numbers: Vec<_> = ports.iter().map(|p| (p.container_port, p.host_port, p.host_ip.is_some())).collect();
+        assert_eq!(numbers, [(53, None, false), (80, Some(8080), true), (81, None, false)]);
+    }
+}

@@ -1,0 +1,200 @@
+//! `POST /containers/create`: checks a request, merges it with the image, and writes the container in one transaction.
+//!
+//! Must not start anything. All or nothing: pod, name, endpoints and missing volumes are created together.
+
+use super::merge::{self, Merged};
+use super::request::{Create, EndpointConfig, HostConfig};
+use super::{checks, mounts};
+use crate::errors::{Failure, Result};
+use crate::filters::Params;
+use crate::state::World;
+use crate::{App, images, names, networks};
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use zone::client::Operation;
+use zone::endpoint::{Endpoint, EndpointSpec};
+use zone::network::DEFAULT_NETWORK;
+use zone::pod::{ContainerName, ContainerNameSpec, ContainerSpec, Desired, Pod, PodSpec, RestartPolicy};
+use zone::volume::Volume;
+use zone::{ContainerId, EndpointId, ErrorKind, ImageId, PodId};
+
+/// How often to try again when somebody else wrote in between, or a random name was taken.
+const ATTEMPTS: u32 = 8;
+
+/// `POST /containers/create`.
+///
+/// # Errors
+/// 400 for what cannot be, 404 for an image or network that is not there, 409 for a name that is taken.
+pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) -> Result<Response> {
+    let raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    let request: Create = serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    let wanted_name = params.get("name").map(names::container_name).transpose()?;
+    let host = request.host_config.clone().unwrap_or_default();
+    let warnings = checks::host_config(&host, request.tty.unwrap_or_default())?;
+    let reference = request.image.as_deref().unwrap_or_default();
+    let image = images::find_or_refresh(&app, reference).await?;
+    checks::platform(params.get("platform"), reference, &image)?;
+    let merged = merge::merge(&image.status.config["config"], &request)?;
+    for attempt in 0..ATTEMPTS {
+        let world = app.store.world();
+        let name = match wanted_name {
+            Some(name) => name.to_owned(),
+            None => names::random_container_name(attempt)?,
+        };
+        if let Some(holder) = world.names.get(&name) {
+            if wanted_name.is_some() {
+                return Err(name_taken(&name, holder.spec.container.as_str()));
+            }
+            continue;
+        }
+        let draft = Draft { world: &world, raw: &raw, request: &request, host: &host, merged: &merged, image: ImageId::new(&image.meta.name), name };
+        let (id, operations) = draft.write()?;
+        match app.store.transact(operations).await {
+            Ok(()) => return Ok((StatusCode::CREATED, axum::Json(json!({ "Id": id, "Warnings": warnings }))).into_response()),
+            // A name or volume appeared meanwhile: look again.
+            Err(error) if error.kind == ErrorKind::Conflict => app.store.barrier().await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Failure::conflict("too many containers and volumes are being created at once; try again"))
+}
+
+/// The answer for a name that another container has.
+#[must_use]
+pub fn name_taken(name: &str, holder: &str) -> Failure {
+    Failure::conflict(format!(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{holder}\". \
+         You have to remove (or rename) that container to be able to reuse that name."
+    ))
+}
+
+struct Draft<'a> {
+    world: &'a World,
+    raw: &'a Value,
+    request: &'a Create,
+    host: &'a HostConfig,
+    merged: &'a Merged,
+    image: ImageId,
+    name: String,
+}
+
+impl Draft<'_> {
+    fn write(&self) -> Result<(ContainerId, Vec<Operation>)> {
+        let id = ContainerId::new(names::new_id()?);
+        let pod = PodId::new(id.as_str());
+        let plan = mounts::plan(self.world, self.request, &self.merged.volumes)?;
+        let endpoints = self.endpoints(&id, &pod)?;
+        let hostname = match self.request.hostname.as_deref() {
+            Some(name) if !name.is_empty() => name.to_owned(),
+            _ => id.short().to_owned(),
+        };
+        let spec = PodSpec {
+            containers: vec![self.container(&id, plan.mounts, &hostname)?],
+            desired: Desired::Stopped,
+            starts: 0,
+            restart_policy: checks::restart_policy(self.host.restart_policy.as_ref())?,
+            auto_remove: self.host.auto_remove.unwrap_or_default(),
+            stop_grace_s: self.request.stop_timeout.unwrap_or(10),
+            memory_mib: checks::vm_memory_mib(self.host.memory.unwrap_or_default()),
+            vcpus: checks::vcpus(self.host),
+            endpoints: endpoints.iter().map(|(id, _)| id.clone()).collect(),
+            hostname,
+            domainname: self.request.domainname.clone().unwrap_or_default(),
+            extra_hosts: self.host.extra_hosts.clone().unwrap_or_default(),
+            dns: self.host.dns.clone().unwrap_or_default(),
+            dns_search: self.host.dns_search.clone().unwrap_or_default(),
+            dns_options: self.host.dns_options.clone().unwrap_or_default(),
+        };
+        debug_assert!(matches!(spec.restart_policy, RestartPolicy::No) || !spec.auto_remove);
+        let holder = ContainerNameSpec { pod: pod.clone(), container: id.clone() };
+        let mut operations = vec![
+            Operation::create::<ContainerName>(&self.name, &holder, None)?,
+            Operation::create::<Pod>(pod.as_str(), &spec, None)?,
+        ];
+        for (volume, spec) in &plan.create {
+            operations.push(Operation::create::<Volume>(volume, spec, None)?);
+        }
+        for (endpoint, spec) in &endpoints {
+            operations.push(Operation::create::<Endpoint>(endpoint.as_str(), spec, None)?);
+        }
+        Ok((id, operations))
+    }
+
+    fn container(&self, id: &ContainerId, mounts: Vec<zone::pod::Mount>, hostname: &str) -> Result<ContainerSpec> {
+        let (request, host, merged) = (self.request, self.host, self.merged);
+        let positive = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+        let mut docker = merge::config_json(self.raw, merged, hostname);
+        docker.insert("HostConfig".into(), merge::host_config_json(&self.raw["HostConfig"]));
+        docker.insert("NetworkingConfig".into(), self.raw["NetworkingConfig"].clone());
+        Ok(ContainerSpec {
+            id: id.clone(),
+            name: self.name.clone(),
+            image: self.image.clone(),
+            image_ref: request.image.clone().unwrap_or_default(),
+            args: merged.args(),
+            env: merged.env.clone(),
+            cwd: merged.cwd.clone(),
+            user: merged.user.clone(),
+            group_add: host.group_add.clone().unwrap_or_default(),
+            tty: request.tty.unwrap_or_default(),
+            open_stdin: request.open_stdin.unwrap_or_default(),
+            stdin_once: request.stdin_once.unwrap_or_default(),
+            stop_signal: merged.stop_signal.clone(),
+            readonly_rootfs: host.readonly_rootfs.unwrap_or_default(),
+            init: host.init.unwrap_or_default(),
+            privileged: host.privileged.unwrap_or_default(),
+            cap_add: checks::capabilities(host.cap_add.clone()),
+            cap_drop: checks::capabilities(host.cap_drop.clone()),
+            no_new_privileges: checks::no_new_privileges(host),
+            ulimits: checks::ulimits(host)?,
+            sysctls: host.sysctls.clone().unwrap_or_default(),
+            shm_size: positive(host.shm_size),
+            memory_limit: positive(host.memory),
+            pids_limit: host.pids_limit.unwrap_or_default().max(0),
+            mounts,
+            rootfs_size: checks::rootfs_size(host)?,
+            log_max_bytes: checks::log_max_bytes(host)?,
+            docker: Value::Object(docker),
+        })
+    }
+
+    /// The container's places on networks: the network mode's first, then the others that the request names.
+    fn endpoints(&self, id: &ContainerId, pod: &PodId) -> Result<Vec<(EndpointId, EndpointSpec)>> {
+        let configs = self.request.networking_config.as_ref().and_then(|n| n.endpoints_config.clone()).unwrap_or_default();
+        let mode = match self.host.network_mode.as_deref() {
+            None | Some("" | "default") => DEFAULT_NETWORK,
+            Some("none") => return Ok(Vec::new()),
+            Some(mode) => mode,
+        };
+        let first = networks::find_for_container(self.world, mode)?;
+        let mut wanted = vec![(first, EndpointConfig::default())];
+        for (key, config) in configs {
+            let key = if key == "default" { DEFAULT_NETWORK } else { key.as_str() };
+            let network = networks::find_for_container(self.world, key)?;
+            let config = config.unwrap_or_default();
+            match wanted.iter_mut().find(|(n, _)| n.meta.name == network.meta.name) {
+                Some((_, same)) => *same = config,
+                None => wanted.push((network, config)),
+            }
+        }
+        let mut ports = checks::ports(self.host, &self.merged.exposed)?;
+        let mut endpoints = Vec::new();
+        for (index, (network, mut config)) in wanted.into_iter().enumerate() {
+            if index == 0 && config.mac_address.is_none() {
+                config.mac_address.clone_from(&self.request.mac_address);
+            }
+            let hostname = self.request.hostname.clone().filter(|h| !h.is_empty());
+            let mut spec = networks::endpoint(&network, pod, id, &self.name, hostname, &config)?;
+            // Ports belong to the first network that leads out.
+            if !network.spec.internal {
+                spec.ports = std::mem::take(&mut ports);
+            }
+            endpoints.push((EndpointId::of(pod, &spec.network), spec));
+        }
+        Ok(endpoints)
+    }
+}

@@ -1,0 +1,58 @@
+//! The doors: a unix socket for this machine, TLS for the network; and telling systemd that they are open.
+
+use crate::tls::{self, TlsListener};
+use anyhow::{Context, Result};
+use axum::Router;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tokio::net::{TcpListener, UnixListener};
+
+/// Listens on a unix socket that owner and group may use; a socket that a former process left is replaced.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn unix(path: &Path) -> Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot replace {}", path.display())),
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Serves TLS on `address` once the certificates are in `dir`, without end.
+///
+/// # Errors
+/// When the port cannot be had.
+pub async fn tls(address: SocketAddr, dir: PathBuf, router: Router) -> Result<()> {
+    let config = tls::wait_for(&dir).await;
+    let tcp = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    tracing::info!(%address, "listening");
+    axum::serve(TlsListener::new(tcp, dir, config)?, router).await?;
+    Ok(())
+}
+
+/// Tells systemd that the service is ready (sd_notify(3)).
+pub fn ready() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(target) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let target = target.to_string_lossy().into_owned();
+    let sent = (|| {
+        let address = match target.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&target)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)
+    })();
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell systemd that we are ready");
+    }
+}
