@@ -95,7 +95,7 @@ impl Archive {
         if self.find("index.json").is_some() {
             let index = Index::parse(&self.small("index.json", MAX_MANIFEST)?)?;
             for descriptor in &index.manifests {
-                self.from_descriptor(descriptor, &tags_of(descriptor), &mut found, 0)?;
+                self.read_descriptor(descriptor, &tags_of(descriptor), &mut found, 0)?;
             }
         }
         if self.find("manifest.json").is_some() {
@@ -103,7 +103,7 @@ impl Archive {
             let entries: Vec<DockerEntry> =
                 serde_json::from_slice(&bytes).map_err(|e| invalid(format!("manifest.json is not valid: {e}")))?;
             for entry in entries {
-                self.from_docker(entry, &mut found)?;
+                self.read_docker(entry, &mut found)?;
             }
         }
         if found.is_empty() {
@@ -152,7 +152,7 @@ impl Archive {
         Ok(bytes)
     }
 
-    fn from_descriptor(
+    fn read_descriptor(
         &self,
         descriptor: &Descriptor,
         tags: &[Reference],
@@ -169,7 +169,7 @@ impl Archive {
             if depth >= MAX_INDEX_DEPTH {
                 return Err(invalid("lists of manifests nest too deep"));
             }
-            return self.from_descriptor(inner, tags, found, depth + 1);
+            return self.read_descriptor(inner, tags, found, depth + 1);
         }
         let manifest = Manifest::parse(&bytes)?;
         let config = self.blob(&manifest.config, MAX_CONFIG)?;
@@ -183,7 +183,7 @@ impl Archive {
         add(found, candidate, tags)
     }
 
-    fn from_docker(&self, entry: DockerEntry, found: &mut BTreeMap<String, Candidate>) -> Result<()> {
+    fn read_docker(&self, entry: DockerEntry, found: &mut BTreeMap<String, Candidate>) -> Result<()> {
         let tags = entry.repo_tags.unwrap_or_default().iter().map(|t| Reference::parse(t)).collect::<Result<Vec<_>>>()?;
         let config = self.small(&inner_name(Path::new(&entry.config))?, MAX_CONFIG)?;
         let layers = entry.layers.iter().map(|l| Ok((inner_name(Path::new(l))?, None))).collect::<Result<Vec<_>>>()?;

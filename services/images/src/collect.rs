@@ -110,7 +110,7 @@ async fn repair_one(context: &Context, image: &Resource<Image>) -> Result<()> {
     let rebuilt = async {
         let id = Digest::parse(&image.meta.name)?;
         let (_, _, manifest) = context.store.manifest(&id)?;
-        context.build(&id, &context.store.read_blob(&id)?, &manifest).await
+        context.build(&id, &context.store.read_blob(&id)?, &manifest, None).await
     };
     let status = rebuilt.await.unwrap_or_else(|error| {
         tracing::error!(image = image.meta.name, %error, "an image cannot be used: load or pull it again");

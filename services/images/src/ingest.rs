@@ -9,6 +9,7 @@ use crate::fail::{MAX_ARCHIVE, MAX_LAYER, Result, blocking, invalid, io};
 use crate::layer::{self, LayerInfo};
 use crate::manifest::{Config, Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST};
 use crate::mkfs::Mkfs;
+use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::store::Store;
 use std::path::Path;
@@ -68,11 +69,11 @@ impl Context {
     ///
     /// # Errors
     /// `Invalid` when its layers are not what its configuration says.
-    pub async fn finish(&self, staged: Staged) -> Result<Digest> {
+    pub async fn finish(&self, staged: Staged, progress: Option<&Progress>) -> Result<Digest> {
         let Staged { config, manifest: (media_type, manifest_bytes), tags, repo_digest } = staged;
         let image = self.store.put_blob(&config)?;
         let digest = self.store.put_blob(&manifest_bytes)?;
-        let status = self.build(&image, &config, &Manifest::parse(&manifest_bytes)?).await?;
+        let status = self.build(&image, &config, &Manifest::parse(&manifest_bytes)?, progress).await?;
         let descriptor = Descriptor::new(&media_type, &digest, manifest_bytes.len() as u64);
         self.store.put_record(&image, &descriptor)?;
         self.publish(&image, &tags, repo_digest.as_deref(), &status).await?;
@@ -84,7 +85,13 @@ impl Context {
     ///
     /// # Errors
     /// As [`Context::finish`].
-    pub async fn build(&self, image: &Digest, config: &[u8], manifest: &Manifest) -> Result<ImageStatus> {
+    pub async fn build(
+        &self,
+        image: &Digest,
+        config: &[u8],
+        manifest: &Manifest,
+        progress: Option<&Progress>,
+    ) -> Result<ImageStatus> {
         let (_, diff_ids) = Config::parse(config)?;
         if diff_ids.len() != manifest.layers.len() {
             let (a, b) = (manifest.layers.len(), diff_ids.len());
@@ -92,10 +99,15 @@ impl Context {
         }
         let mut layers = Vec::new();
         for (diff_id, descriptor) in diff_ids.iter().zip(&manifest.layers) {
+            let blob = descriptor.digest()?;
             let info = match layer::find(&self.store, diff_id) {
                 Some(info) => info,
-                None => layer::ensure(&self.store, &self.mkfs, self.store.blob(&descriptor.digest()?), diff_id).await?,
+                None => {
+                    tell(progress, &blob, "Extracting").await;
+                    layer::ensure(&self.store, &self.mkfs, self.store.blob(&blob), diff_id).await?
+                }
             };
+            tell(progress, &blob, "Pull complete").await;
             layers.push((diff_id.clone(), info));
         }
         self.merge(image, &layers).await?;
@@ -157,6 +169,12 @@ impl Context {
             self.zone.modify_status::<Image>(&image.to_string(), |s| { s.clone_from(status); true }).await?;
         }
         Ok(())
+    }
+}
+
+async fn tell(progress: Option<&Progress>, blob: &Digest, text: &str) {
+    if let Some(progress) = progress {
+        progress.status(blob.short(), text).await;
     }
 }
 

@@ -10,12 +10,17 @@ mod collect;
 mod compress;
 mod digest;
 mod fail;
+mod import;
 mod ingest;
 mod layer;
+mod lookup;
 mod manifest;
 mod mkfs;
 mod progress;
+mod query;
 mod reference;
+mod registry;
+mod save;
 mod server;
 mod store;
 
@@ -41,6 +46,15 @@ struct Args {
     /// The program that makes EROFS file systems (erofs-utils 1.8).
     #[arg(long, default_value = "/usr/bin/mkfs.erofs")]
     mkfs_erofs: PathBuf,
+    /// Certificate authorities of registries.
+    #[arg(long, default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    ca_file: PathBuf,
+    /// Asked before Docker's registry for images without a host: http://HOST:PORT or https://HOST.
+    #[arg(long, value_name = "URL")]
+    registry_mirror: Option<String>,
+    /// A registry that is spoken to in plain HTTP: HOST or HOST:PORT.
+    #[arg(long, value_name = "HOST")]
+    insecure_registry: Vec<String>,
 }
 
 #[tokio::main]
@@ -48,6 +62,7 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
+        .without_time()
         .init();
     let args = Args::parse();
     let context = ingest::Context {
@@ -55,11 +70,12 @@ async fn main() -> anyhow::Result<()> {
         mkfs: mkfs::Mkfs { program: args.mkfs_erofs },
         zone: zone::client::Client::new(&args.macro_socket),
     };
+    let registries = registry::Registries::new(&args.ca_file, args.registry_mirror, args.insecure_registry)?;
     let listener = listen(&args.socket)?;
     tokio::spawn(collect::run(context.clone()));
-    notify_ready();
+    zone::notify::ready();
     tracing::info!(socket = %args.socket.display(), "ready");
-    axum::serve(listener, server::router(context)).with_graceful_shutdown(stopped()).await.context("cannot serve")
+    axum::serve(listener, server::router(context, registries)).with_graceful_shutdown(stopped()).await.context("cannot serve")
 }
 
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
@@ -70,21 +86,6 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660)).context("cannot set the socket's mode")?;
     Ok(listener)
-}
-
-/// Tells systemd (sd_notify(3)); nothing happens without `NOTIFY_SOCKET`.
-fn notify_ready() {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match name.to_string_lossy().strip_prefix('@') {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&name),
-    };
-    let sent = address.and_then(|a| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &a));
-    if let Err(error) = sent {
-        tracing::warn!(%error, "cannot tell systemd that the service is ready");
-    }
 }
 
 async fn stopped() {

@@ -134,9 +134,6 @@ impl Index {
 /// An image's configuration, the part that is needed to build its disk.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    /// For which kind of CPU.
-    #[serde(default)]
-    pub architecture: String,
     /// For which operating system.
     #[serde(default)]
     pub os: String,
@@ -171,7 +168,7 @@ impl Config {
     }
 }
 
-/// What a document with this media type (or, without one, with these fields) is a list of manifests.
+/// Whether a document with this media type (or, without one, with these fields) is a list of manifests.
 #[must_use]
 pub fn is_index(media_type: &str, bytes: &[u8]) -> bool {
     match media_type {

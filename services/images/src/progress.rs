@@ -35,6 +35,11 @@ impl Progress {
         self.send(&value).await;
     }
 
+    /// Tells what happens to the whole under a name of its own.
+    pub async fn status_of(&self, id: &str, text: impl AsRef<str>) {
+        self.send(&json!({"status": text.as_ref(), "id": id})).await;
+    }
+
     /// Tells how far a part is; dropped when the listener is slow.
     pub fn amount(&self, id: &str, status: &str, current: u64, total: u64) {
         let detail = json!({ "current": current, "total": total });

@@ -3,30 +3,96 @@
 use crate::fail::{MAX_ARCHIVE, Result, blocking, invalid, io};
 use crate::ingest::Context;
 use crate::progress::{self, Progress};
+use crate::query::Query;
+use crate::reference::Reference;
+use crate::registry::{Credentials, Registries};
+use crate::save;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
-use axum::response::Response;
-use axum::routing::post;
+use axum::extract::{DefaultBodyLimit, RawQuery, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use std::io::Write;
 use tempfile::NamedTempFile;
 use tokio_stream::StreamExt;
 
-/// The routes.
-pub fn router(context: Context) -> Router {
-    Router::new().route("/load", post(load)).with_state(context)
+/// What the routes need.
+#[derive(Clone, Debug)]
+struct Server {
+    context: Context,
+    registries: Registries,
 }
 
-async fn load(State(context): State<Context>, body: Body) -> Response {
-    progress::respond(false, |progress| load_job(context, body, progress)).await
+/// The routes.
+pub fn router(context: Context, registries: Registries) -> Router {
+    Router::new()
+        .route("/load", post(load))
+        .route("/save", get(save))
+        .route("/pull", post(pull))
+        .route("/push", post(push))
+        .route("/import", post(import))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(Server { context, registries })
+}
+
+async fn load(State(server): State<Server>, body: Body) -> Response {
+    progress::respond(false, |progress| load_job(server.context, body, progress)).await
+}
+
+async fn save(State(server): State<Server>, RawQuery(query): RawQuery) -> Response {
+    let names = Query::parse(query.as_deref()).all("names");
+    if names.is_empty() {
+        return progress::error_response(&invalid("the parameter names is missing"));
+    }
+    match save::save(&server.context, &names).await {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/x-tar")], body).into_response(),
+        Err(error) => progress::error_response(&error),
+    }
+}
+
+async fn pull(State(server): State<Server>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    progress::respond(true, |progress| async move {
+        let reference = Reference::parse(Query::parse(query.as_deref()).need("image")?)?;
+        server.registries.pull(&server.context, &reference, credentials(&headers)?, &progress).await
+    })
+    .await
+}
+
+async fn push(State(server): State<Server>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    progress::respond(true, |progress| async move {
+        let reference = Reference::parse(Query::parse(query.as_deref()).need("image")?)?;
+        server.registries.push(&server.context, &reference, credentials(&headers)?, &progress).await
+    })
+    .await
+}
+
+async fn import(State(server): State<Server>, RawQuery(query): RawQuery, body: Body) -> Response {
+    progress::respond(true, |progress| async move {
+        let query = Query::parse(query.as_deref());
+        let tags = query.get("ref").map(Reference::parse).transpose()?;
+        let context = server.context;
+        let _in_use = context.store.use_it().await;
+        let spool = spool(&context, body).await?;
+        let tags = tags.into_iter().collect();
+        let message = query.get("message").unwrap_or_default();
+        let image = crate::import::import(&context, spool.path(), tags, &query.all("changes"), message).await?;
+        progress.status("", image.to_string()).await;
+        Ok(())
+    })
+    .await
+}
+
+fn credentials(headers: &HeaderMap) -> Result<Credentials> {
+    Credentials::from_header(headers.get("x-registry-auth").and_then(|v| v.to_str().ok()).unwrap_or_default())
 }
 
 async fn load_job(context: Context, body: Body, progress: Progress) -> Result<()> {
     let _in_use = context.store.use_it().await;
     let spool = spool(&context, body).await?;
     for staged in context.stage_archive(spool.path()).await? {
-        let names: Vec<String> = staged.tags.iter().map(crate::reference::Reference::familiar).collect();
-        let image = context.finish(staged).await?;
+        let names: Vec<String> = staged.tags.iter().map(Reference::familiar).collect();
+        let image = context.finish(staged, None).await?;
         for name in &names {
             progress.stream(format!("Loaded image: {name}\n")).await;
         }

@@ -40,7 +40,8 @@ impl Store {
     /// # Errors
     /// When the directories cannot be made.
     pub fn open(root: &Path) -> Result<Self> {
-        let store = Self { root: root.to_owned(), in_use: Arc::default(), build: Mutex::default() };
+        let root = std::path::absolute(root).map_err(io("cannot tell where the content store is"))?;
+        let store = Self { root, in_use: Arc::default(), build: Mutex::default() };
         let _ = fs::remove_dir_all(store.root.join("tmp"));
         for dir in ["blobs/sha256", "layers", "merged", "images", "tmp"] {
             let dir = store.root.join(dir);
