@@ -140,7 +140,7 @@ impl Machine {
         let mut spec = Vec::new();
         names.open(&bundle.guest_spec, false)?.take(MAX_SPEC_BYTES + 1).read_to_end(&mut spec).context("cannot read the guest's specification")?;
         anyhow::ensure!(spec.len() as u64 <= MAX_SPEC_BYTES, "the guest's specification is larger than {MAX_SPEC_BYTES} bytes");
-        let parts = Parts {
+        let mut parts = Parts {
             kernel: &mut names.open(&bundle.kernel, false)?,
             initramfs: &mut names.open(&bundle.initramfs, false)?,
             spec: &spec,
@@ -148,7 +148,7 @@ impl Machine {
             vcpus: bundle.vcpus,
             memory: u64::from(bundle.memory_mib) << 20,
         };
-        boot::load(&self.mem, parts)
+        boot::load(&self.mem, &mut parts)
     }
 
     /// Starts the threads, and is the main one until the guest ends.

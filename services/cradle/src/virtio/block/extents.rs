@@ -49,7 +49,7 @@ impl Extents {
     pub fn push(&mut self, mut file: File, offset: u64, len: u64) -> Result<()> {
         // Works for block devices too, whose metadata has no length.
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).context("cannot find out its size")?;
-        if offset % SECTOR != 0 || len % SECTOR != 0 {
+        if !offset.is_multiple_of(SECTOR) || !len.is_multiple_of(SECTOR) {
             bail!("offset {offset} and length {len} must be multiples of {SECTOR}");
         }
         let there = size.checked_sub(offset).with_context(|| format!("offset {offset} is behind its end at {size}"))?;

@@ -62,7 +62,7 @@ fn perform(disk: &Extents, input: &mut Buffers<'_>, mut output: Buffers<'_>) -> 
         }
         OUT => {
             let data = input.split(usize::MAX);
-            if data.len() as u64 % SECTOR != 0 {
+            if !(data.len() as u64).is_multiple_of(SECTOR) {
                 return Err(Failure::Error);
             }
             disk.write(at, data)?;
