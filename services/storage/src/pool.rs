@@ -10,9 +10,12 @@ use anyhow::{Context as _, bail};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The label of the partition that the installed image sets aside for the pool.
 const LABEL: &str = "/dev/disk/by-partlabel/kraud-pool";
+/// How long udev has for it; only the first boot without such a partition waits in vain.
+const LABEL_DEADLINE: Duration = Duration::from_secs(10);
 /// A pool on less is of no use.
 const MIN_BYTES: u64 = 1 << 30;
 
@@ -48,7 +51,7 @@ async fn is_imported(runner: &Runner, name: &str) -> Result<bool, RunError> {
 
 /// Imports the pool, also when the machine was not shut down or got another host id: it is this machine's only pool.
 async fn import(runner: &Runner, name: &str) -> Result<bool, RunError> {
-    let mut argv = argv!["zpool", "import", "-N", "-f", "-d", "/dev"];
+    let mut argv = argv!["zpool", "import", "-N", "-f", "-o", "cachefile=none", "-d", "/dev"];
     for dir in ["/dev/disk/by-partlabel", "/dev/disk/by-id"] {
         if Path::new(dir).is_dir() {
             argv.extend(argv!["-d", dir]);
@@ -68,7 +71,7 @@ async fn import(runner: &Runner, name: &str) -> Result<bool, RunError> {
 async fn create(runner: &Runner, place: &PoolPlace) -> anyhow::Result<()> {
     let device = match &place.device {
         Some(device) => device.clone(),
-        None if Path::new(LABEL).exists() => PathBuf::from(LABEL),
+        None if appears(Path::new(LABEL)).await => PathBuf::from(LABEL),
         None => first_empty_disk(runner).await?,
     };
     refuse_unless_empty(runner, &device).await?;
@@ -79,6 +82,15 @@ async fn create(runner: &Runner, place: &PoolPlace) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the pool on {}", device.display()))?;
     tracing::info!(pool = place.name, device = %device.display(), "made the pool");
     Ok(())
+}
+
+/// At boot udev may still be making the link.
+async fn appears(path: &Path) -> bool {
+    let deadline = tokio::time::Instant::now() + LABEL_DEADLINE;
+    while !path.exists() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    path.exists()
 }
 
 async fn mount(runner: &Runner, name: &str) -> anyhow::Result<()> {

@@ -77,7 +77,7 @@ pub fn list_pool(pool: &str) -> Vec<String> {
 /// Makes the pool.
 pub fn create_pool(pool: &str, mount: &str, device: &str) -> Vec<String> {
     argv![
-        "zpool", "create", "-o", "ashift=12", "-o", "autotrim=on", "-O", "atime=off", "-O", "xattr=sa", "-O", "acltype=posix",
+        "zpool", "create", "-o", "ashift=12", "-o", "cachefile=none", "-o", "autotrim=on", "-O", "atime=off", "-O", "xattr=sa", "-O", "acltype=posix",
         "-O", "compression=lz4", "-O", "normalization=none", "-m", mount, pool, device
     ]
 }
