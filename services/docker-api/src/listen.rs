@@ -1,4 +1,4 @@
-//! The doors: a unix socket for this machine, TLS for the network; and telling systemd that they are open.
+//! The doors: a unix socket for this machine, TLS for the network.
 
 use crate::tls::{self, TlsListener};
 use anyhow::{Context, Result};
@@ -37,22 +37,4 @@ pub async fn tls(address: SocketAddr, dir: PathBuf, router: Router) -> Result<()
     tracing::info!(%address, "listening");
     axum::serve(TlsListener::new(tcp, dir, config)?, router).await?;
     Ok(())
-}
-
-/// Tells systemd that the service is ready (sd_notify(3)).
-pub fn ready() {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Some(target) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let target = target.to_string_lossy().into_owned();
-    let sent = (|| {
-        let address = match target.strip_prefix('@') {
-            Some(name) => SocketAddr::from_abstract_name(name)?,
-            None => SocketAddr::from_pathname(&target)?,
-        };
-        UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)
-    })();
-    if let Err(error) = sent {
-        tracing::warn!(%error, "cannot tell systemd that we are ready");
-    }
 }

@@ -135,7 +135,7 @@ async fn main() -> Result<()> {
     }
     // An answer read from an empty copy would be wrong, so wait for the first list.
     app.store.wait(None, |world| world.loaded.then_some(())).await;
-    listen::ready();
+    zone::notify::ready();
     tracing::info!(socket = %config.socket.display(), "ready");
     axum::serve(listener, router).await?;
     Ok(())

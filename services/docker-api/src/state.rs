@@ -55,7 +55,7 @@ pub struct World {
     pub nodes: Map<Node>,
     /// The last pods that are gone, as they were last.
     pub gone: Map<Pod>,
-    gone_order: VecDeque<String>,
+    pub(crate) gone_order: VecDeque<String>,
 }
 
 /// A container and the pod that it is in.

@@ -35,7 +35,7 @@ pub async fn negotiate(mut request: Request, next: Next) -> Response {
             let response = next.run(request).await;
             explain(response).await
         }
-        Err(answer) => answer,
+        Err(answer) => *answer,
     };
     let headers = response.headers_mut();
     headers.insert("api-version", HeaderValue::from_static("1.51"));
@@ -61,7 +61,7 @@ async fn explain(response: Response) -> Response {
     Failure { status, message }.into_response()
 }
 
-fn strip(uri: &Uri) -> Result<(ApiVersion, Uri), Response> {
+fn strip(uri: &Uri) -> Result<(ApiVersion, Uri), Box<Response>> {
     let whole = (ApiVersion(MAX), uri.clone());
     let Some(rest) = uri.path().strip_prefix("/v") else { return Ok(whole) };
     let (version, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -72,10 +72,11 @@ fn strip(uri: &Uri) -> Result<(ApiVersion, Uri), Response> {
         let text = format!(
             "client version {version} is too old. Minimum supported API version is 1.{MIN}, please upgrade your client to a newer version\n"
         );
-        return Err((StatusCode::BAD_REQUEST, text).into_response());
+        return Err(Box::new((StatusCode::BAD_REQUEST, text).into_response()));
     }
     if major > 1 || minor > MAX {
-        return Err(Failure::invalid(format!("client version {version} is too new. Maximum supported API version is 1.{MAX}")).into_response());
+        let text = format!("client version {version} is too new. Maximum supported API version is 1.{MAX}");
+        return Err(Box::new(Failure::invalid(text).into_response()));
     }
     let target = match uri.query() {
         Some(query) => format!("/{path}?{query}"),
@@ -83,7 +84,7 @@ fn strip(uri: &Uri) -> Result<(ApiVersion, Uri), Response> {
     };
     match target.parse() {
         Ok(uri) => Ok((ApiVersion(minor), uri)),
-        Err(_) => Err(Failure::invalid("invalid path").into_response()),
+        Err(_) => Err(Box::new(Failure::invalid("invalid path").into_response())),
     }
 }
 

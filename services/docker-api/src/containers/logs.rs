@@ -158,16 +158,13 @@ async fn send(
             lines.flush(&mut fresh);
         }
         fresh.retain(|line| wanted.takes(line));
-        match wanted.tail.filter(|_| past) {
-            Some(limit) => {
-                kept.extend(fresh.drain(..));
-                let surplus = kept.len().saturating_sub(limit);
-                kept.drain(..surplus);
-                if none {
-                    fresh.extend(kept.drain(..));
-                }
+        if let Some(limit) = wanted.tail.filter(|_| past) {
+            kept.extend(fresh.drain(..));
+            let surplus = kept.len().saturating_sub(limit);
+            kept.drain(..surplus);
+            if none {
+                fresh.extend(kept.drain(..));
             }
-            None => {}
         }
         for line in &fresh {
             if sender.send(Ok(wanted.encode(line))).await.is_err() {

@@ -92,8 +92,8 @@ impl Plan {
             match option {
                 "ro" => read_only = true,
                 "nocopy" => no_copy = true,
-                "rw" | "z" | "Z" | "copy" | "cached" | "delegated" | "consistent" => {}
-                "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => {}
+                // Means nothing for a volume of a microVM.
+                "rw" | "z" | "Z" | "copy" | "cached" | "delegated" | "consistent" | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => {}
                 _ => return Err(Failure::invalid(format!("invalid mode: {option} in volume specification '{bind}'"))),
             }
         }
@@ -227,14 +227,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn planned(host: serde_json::Value) -> Result<Plan> {
+    fn planned(host: &serde_json::Value) -> Result<Plan> {
         let request: Create = serde_json::from_value(json!({ "HostConfig": host })).unwrap();
         plan(&World::default(), &request, &BTreeSet::from(["/data".to_owned()]))
     }
 
     #[test]
     fn a_named_bind_covers_a_declared_volume() {
-        let plan = planned(json!({"Binds": ["db:/data/../data:ro,nocopy"]})).unwrap();
+        let plan = planned(&json!({"Binds": ["db:/data/../data:ro,nocopy"]})).unwrap();
         assert_eq!(plan.create.keys().collect::<Vec<_>>(), ["db"]);
         let wanted = Mount::Volume { volume: VolumeName::new("db"), target: "/data".into(), read_only: true, no_copy: true, anonymous: false };
         assert_eq!(plan.mounts, [wanted]);
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_declared_volume_gets_an_anonymous_one() {
-        let plan = planned(json!({"Tmpfs": {"/run": "size=1m,noexec"}})).unwrap();
+        let plan = planned(&json!({"Tmpfs": {"/run": "size=1m,noexec"}})).unwrap();
         assert_eq!(plan.create.len(), 1);
         assert!(plan.create.values().all(|v| v.anonymous));
         assert!(plan.mounts.contains(&Mount::Tmpfs { target: "/run".into(), size: 1 << 20, mode: 0, options: "noexec".into() }));
@@ -259,7 +259,7 @@ mod tests {
             (json!({"Mounts": [{"Type": "volume", "Target": "x"}]}), "must be absolute"),
             (json!({"Mounts": [{"Type": "image", "Target": "/x"}]}), "not supported"),
         ] {
-            let failure = planned(host.clone()).unwrap_err();
+            let failure = planned(&host).unwrap_err();
             assert!(failure.status == 400 && failure.message.contains(part), "{host}: {failure}");
         }
     }
