@@ -1,0 +1,79 @@
+//! The guest that both monitors boot: the same kernel, initramfs, image disk and spec.
+
+use anyhow::{Context as _, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use zone::guest::{GuestContainer, GuestSpec, Upper};
+use zone::log::Record;
+
+/// Virtual CPUs.
+pub const VCPUS: u8 = 1;
+/// Guest memory, MiB.
+pub const MEMORY_MIB: u32 = 128;
+/// What the container prints.
+pub const LINE: &str = "hello";
+
+/// Where the artefacts lie.
+#[derive(Debug)]
+pub struct Guest {
+    /// A folder in memory.
+    pub folder: PathBuf,
+    /// The image, EROFS.
+    pub disk: PathBuf,
+}
+
+impl Guest {
+    /// Makes the image disk.
+    ///
+    /// # Errors
+    /// When busybox or mkfs.erofs is missing.
+    pub fn make() -> Result<Self> {
+        let folder = PathBuf::from("/run/kraud-bench");
+        let _ = std::fs::remove_dir_all(&folder);
+        let root = folder.join("root");
+        for name in ["bin", "etc", "tmp", "dev", "proc", "sys"] {
+            std::fs::create_dir_all(root.join(name)).context("make the image's folders")?;
+        }
+        std::fs::copy("/usr/bin/busybox", root.join("bin/busybox")).context("copy busybox")?;
+        for applet in ["sh", "echo", "sleep"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).context("link an applet")?;
+        }
+        let disk = folder.join("image.erofs");
+        let made =
+            Command::new("mkfs.erofs").arg("--quiet").arg(&disk).arg(&root).output().context("start mkfs.erofs")?;
+        ensure!(made.status.success(), "mkfs.erofs failed: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(Self { folder, disk })
+    }
+
+    /// What the agent is told, as JSON.
+    ///
+    /// # Errors
+    /// When it cannot be encoded.
+    pub fn spec(args: &[&str]) -> Result<Vec<u8>> {
+        let container = serde_json::json!({
+            "id": "0".repeat(64), "image_disk": 0, "upper": {"type": "tmpfs"}, "args": args, "env": ["PATH=/bin"],
+        });
+        let container: GuestContainer = serde_json::from_value(container).context("build the container's spec")?;
+        debug_assert_eq!(container.upper, Upper::Tmpfs);
+        let spec = GuestSpec {
+            run: 1,
+            now_ns: zone::time::now_ns(),
+            hostname: "bench".into(),
+            containers: vec![container],
+            ..GuestSpec::default()
+        };
+        serde_json::to_vec(&spec).context("encode the spec")
+    }
+
+    /// One of the artefacts that pods run from.
+    #[must_use]
+    pub fn artefact(name: &str) -> PathBuf {
+        Path::new(zone::paths::CRADLE).join(name)
+    }
+}
+
+/// Whether the record is the line.
+#[must_use]
+pub fn is_line(record: &Record) -> bool {
+    record.data.as_output().is_some_and(|(_, bytes)| bytes.starts_with(LINE.as_bytes()))
+}

@@ -1,0 +1,67 @@
+//! A vsock listener on the host, where a guest of the peer's sends its log.
+#![allow(unsafe_code)]
+
+use anyhow::{Context as _, Result};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+/// Listens on a port for guests of any kind.
+#[derive(Debug)]
+pub struct Listener(OwnedFd);
+
+impl Listener {
+    /// Listens on `port` (vsock(7)).
+    ///
+    /// # Errors
+    /// When the kernel has no vsock for guests (`vhost_vsock`), or the port is taken.
+    pub fn bind(port: u32) -> Result<Self> {
+        // SAFETY: a plain system call; its result is checked before it is used.
+        let fd = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).context("make a vsock socket");
+        }
+        // SAFETY: the descriptor is new and nobody else owns it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: all-zero is a valid value of this plain structure.
+        let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_port = port;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        // SAFETY: the pointer is to a sockaddr_vm of the length that is given.
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+        // SAFETY: the descriptor is a socket that we own.
+        if bound < 0 || unsafe { libc::listen(socket.as_raw_fd(), 16) } < 0 {
+            return Err(io::Error::last_os_error()).with_context(|| format!("listen on vsock port {port}"));
+        }
+        Ok(Self(socket))
+    }
+
+    /// The next connection, as a stream of bytes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn accept(&self) -> Result<File> {
+        // SAFETY: the descriptor is a listening socket that we own; no address is asked for.
+        let fd = unsafe {
+            libc::accept4(self.0.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).context("accept a guest's connection");
+        }
+        // SAFETY: the descriptor is new and nobody else owns it.
+        Ok(unsafe { File::from_raw_fd(fd) })
+    }
+}
+
+impl Listener {
+    /// Whether a connection waits to be accepted.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        use std::os::fd::AsFd as _;
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(self.0.as_fd(), rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
