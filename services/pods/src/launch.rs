@@ -3,7 +3,7 @@
 use crate::disk;
 use crate::plan::Plan;
 use crate::shared::Shared;
-use crate::unit::{self, MonitorUnit, NamedFd};
+use crate::unit::{self, MonitorUnit, NamedFile};
 use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::{self, OpenOptions, Permissions};
@@ -26,13 +26,7 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyh
     }
     let places = shared.places(pod);
     write_bundle(&places.run, uid, shared.config.disks.group, plan)?;
-    let mut fds = Vec::new();
-    for block in &plan.blocks {
-        let file = OpenOptions::new().read(true).write(true).open(&block.device);
-        let file =
-            file.with_context(|| format!("cannot open volume {} at {}", block.volume, block.device.display()))?;
-        fds.push(NamedFd { name: block.fd.clone(), fd: file.into() });
-    }
+    let files = plan.blocks.iter().map(|b| NamedFile { name: b.fd.clone(), path: b.device.clone() }).collect();
     for (index, dir) in plan.dirs.iter().enumerate() {
         let socket = listen(&dir.socket, uid, shared.config.disks.group.is_some())?;
         let properties = unit::file_server(pod, &shared.config.virtiofsd, &dir.dir, socket);
@@ -48,7 +42,7 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyh
         bundle: &places.run,
         writable: vec![places.run.clone(), places.data.clone()],
         memory_mib: plan.bundle.memory_mib,
-        fds,
+        files,
     });
     shared.systemd.start(&unit::pod_unit(pod), properties).await?;
     Ok(())

@@ -69,7 +69,7 @@ struct Args {
     /// mkfs.ext4, as this service sees it.
     #[arg(long, default_value = "/usr/sbin/mkfs.ext4")]
     mkfs: PathBuf,
-    /// The number of the group that may read logs and reach agents; the group of the state engine's socket when absent.
+    /// The number of the group that may read logs and reach agents; the group of the bundles' directory when absent.
     #[arg(long)]
     group: Option<u32>,
     /// Keep every guest's serial console in its bundle's directory. It has no bound: for debugging only.
@@ -103,7 +103,7 @@ fn configure(args: &Args) -> anyhow::Result<shared::Config> {
         Some(dir) => artefacts::locate(dir)?,
         None => artefacts::unpack(&args.cradle_image, &args.keys, &args.cradle_dir)?,
     };
-    let group = args.group.or_else(|| std::fs::metadata(&args.macro_socket).ok().map(|m| m.gid()));
+    let group = args.group.or_else(|| std::fs::metadata(&args.run).ok().map(|m| m.gid()).filter(|g| *g != 0));
     let shipped = cradle.join("rw.ext4");
     let template = if shipped.exists() { shipped } else { args.data.join(".layer.ext4") };
     let disks = disk::Disks {

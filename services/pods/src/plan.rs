@@ -259,9 +259,9 @@ fn guest(
         };
         let gateway_mac = endpoint.gateway_mac.clone();
         nics.push(Nic { ipv4, prefix: endpoint.prefix, gateway, gateway_mac, default_route: nics.is_empty() });
-        hosts.push(HostsLine { address: ipv4.to_string(), names: own_names(spec) });
     }
     let gateway = nics.first().map(|n| n.gateway.to_string());
+    // Its own address and name the guest writes down itself.
     for line in &spec.extra_hosts {
         hosts.push(extra_host(line, gateway.as_deref())?);
     }
@@ -277,11 +277,6 @@ fn guest(
         containers,
         files_only: false,
     })
-}
-
-fn own_names(spec: &PodSpec) -> Vec<String> {
-    let full = (!spec.domainname.is_empty()).then(|| format!("{}.{}", spec.hostname, spec.domainname));
-    full.into_iter().chain([spec.hostname.clone()]).collect()
 }
 
 fn extra_host(line: &str, gateway: Option<&str>) -> Result<HostsLine, Needs> {

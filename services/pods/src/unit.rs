@@ -54,13 +54,13 @@ pub fn pod_of(unit: &str) -> Option<PodId> {
     Some(PodId::new(id))
 }
 
-/// A descriptor handed to a unit under a name.
-#[derive(Debug)]
-pub struct NamedFd {
+/// A file that systemd opens for a unit and hands over under a name.
+#[derive(Clone, Debug)]
+pub struct NamedFile {
     /// The name in `LISTEN_FDNAMES`.
     pub name: String,
-    /// The descriptor.
-    pub fd: OwnedFd,
+    /// The file or device.
+    pub path: PathBuf,
 }
 
 /// What a monitor's unit is made of.
@@ -82,8 +82,8 @@ pub struct MonitorUnit<'a> {
     pub writable: Vec<PathBuf>,
     /// The guest's memory.
     pub memory_mib: u32,
-    /// Descriptors of what it may not open itself.
-    pub fds: Vec<NamedFd>,
+    /// What it may not open itself.
+    pub files: Vec<NamedFile>,
 }
 
 fn text(value: &str) -> Variant<'static> {
@@ -130,13 +130,6 @@ fn common(description: String, slice: &str) -> Vec<Property> {
     ]
 }
 
-fn add_fds(properties: &mut Vec<Property>, fds: Vec<NamedFd>) {
-    if !fds.is_empty() {
-        let fds: Vec<(Fd<'static>, String)> = fds.into_iter().map(|f| (Fd::Owned(f.fd), f.name)).collect();
-        properties.push(("ExtraFileDescriptors", Variant::from(fds)));
-    }
-}
-
 /// The properties of a monitor's unit.
 #[must_use]
 pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
@@ -169,7 +162,12 @@ pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
         ("LogRateLimitIntervalUSec", Variant::from(30_000_000u64)),
         ("LogRateLimitBurst", Variant::from(200u32)),
     ]);
-    add_fds(&mut properties, unit.fds);
+    if !unit.files.is_empty() {
+        // 0: for reading and writing (systemd.service(5), OpenFile=).
+        let files: Vec<(String, String, u64)> =
+            unit.files.into_iter().map(|f| (f.path.display().to_string(), f.name, 0)).collect();
+        properties.push(("OpenFile", Variant::from(files)));
+    }
     properties
 }
 
@@ -215,7 +213,7 @@ pub fn file_server(pod: &PodId, virtiofsd: &Path, dir: &Path, socket: OwnedFd) -
         ("LimitMEMLOCK", Variant::from(INFINITY)),
         ("TimeoutStopUSec", Variant::from(5_000_000u64)),
     ]);
-    add_fds(&mut properties, vec![NamedFd { name: "vhost".into(), fd: socket }]);
+    properties.push(("ExtraFileDescriptors", Variant::from(vec![(Fd::Owned(socket), "vhost".to_owned())])));
     properties
 }
 
@@ -244,7 +242,7 @@ mod tests {
             bundle: Path::new("/run/kraud/pods/ab"),
             writable: vec!["/zone/pods/ab".into()],
             memory_mib: 512,
-            fds: Vec::new(),
+            files: vec![NamedFile { name: "block0".into(), path: "/dev/zvol/zone/db".into() }],
         };
         let properties = monitor(unit);
         let find =
@@ -257,6 +255,8 @@ mod tests {
         }
         assert!(find("MemoryMax").contains(&((512u64 + 64) << 20).to_string()));
         assert!(find("DevicePolicy").contains("closed"));
+        let open = properties.iter().find(|(n, _)| *n == "OpenFile").map(|(_, v)| v.value_signature().to_string());
+        assert_eq!(open.as_deref(), Some("a(sst)"));
     }
 
     #[test]
