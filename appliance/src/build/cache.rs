@@ -27,7 +27,10 @@ pub struct Cache {
 /// When neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn default_root() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache"))).map(|base| base.join("kraudbox")).ok_or(Error::NoHome)
+    set("XDG_CACHE_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".cache")))
+        .map(|base| base.join("kraudbox"))
+        .ok_or(Error::NoHome)
 }
 
 impl Cache {
@@ -85,7 +88,13 @@ impl Cache {
     ///
     /// # Errors
     /// Those of `make`; nothing is kept then.
-    pub fn step(&self, progress: &mut dyn Progress, step: &str, key: Key, make: impl FnOnce(&Path, &mut dyn Progress) -> Result<()>) -> Result<PathBuf> {
+    pub fn step(
+        &self,
+        progress: &mut dyn Progress,
+        step: &str,
+        key: Key,
+        make: impl FnOnce(&Path, &mut dyn Progress) -> Result<()>,
+    ) -> Result<PathBuf> {
         let hex = key.hex();
         let entry = self.root.join(step).join(&hex);
         let started = Instant::now();

@@ -2,13 +2,13 @@
 //!
 //! The tree itself stays as it is: sources are unpacked in the entry under construction, which lies at `/mnt` inside.
 
+use super::Progress;
 use super::cache::Cache;
 use super::error::{At, Error, Result};
 use super::host::{self, Host};
 use super::key::Key;
 use super::tools::chroot;
 use super::trees::Tree;
-use super::Progress;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,24 +42,42 @@ rm -rf /mnt/src
 ///
 /// # Errors
 /// [`Error::KernelMismatch`], or the compiler's failure.
-pub fn zfs_modules(cache: &Cache, host: Host, build: &Tree, root: &Tree, progress: &mut dyn Progress) -> Result<PathBuf> {
+pub fn zfs_modules(
+    cache: &Cache,
+    host: Host,
+    build: &Tree,
+    root: &Tree,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
     let (headers, kernel) = (kernel_version(&build.path)?, kernel_version(&root.path)?);
     if headers != kernel {
         return Err(Error::KernelMismatch { root: kernel, headers });
     }
     let key = Key::new("zfs-modules", 1).text("kernel", &headers).text("script", ZFS).text("tree", &build.identity());
-    cache.step(progress, "zfs-modules", key, |dir, _| host::run("zfs-modules", &cache.log("zfs-modules"), &mut chroot(host, &build.path, dir, ZFS)))
+    cache.step(progress, "zfs-modules", key, |dir, _| {
+        host::run("zfs-modules", &cache.log("zfs-modules"), &mut chroot(host, &build.path, dir, ZFS))
+    })
 }
 
 /// The folder with the guests' `vmlinux` and its `config`.
 ///
 /// # Errors
 /// The compiler's failure.
-pub fn guest_kernel(cache: &Cache, host: Host, build: &Tree, recipes: &Path, progress: &mut dyn Progress) -> Result<PathBuf> {
+pub fn guest_kernel(
+    cache: &Cache,
+    host: Host,
+    build: &Tree,
+    recipes: &Path,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
     let fragment = host::read(&recipes.join("guest-kernel/config"))?;
     let source = build.versions.get("linux-source-6.12").cloned().unwrap_or_default();
     let compiler = build.versions.get("gcc").cloned().unwrap_or_default();
-    let key = Key::new("guest-kernel", 1).text("fragment", &fragment).text("script", GUEST_KERNEL).text("source", &source).text("compiler", &compiler);
+    let key = Key::new("guest-kernel", 1)
+        .text("fragment", &fragment)
+        .text("script", GUEST_KERNEL)
+        .text("source", &source)
+        .text("compiler", &compiler);
     cache.step(progress, "guest-kernel", key, |dir, progress| {
         fs::write(dir.join("fragment"), &fragment).at("write", dir)?;
         host::run("guest-kernel", &cache.log("guest-kernel"), &mut chroot(host, &build.path, dir, GUEST_KERNEL))?;
@@ -74,7 +92,8 @@ pub fn guest_kernel(cache: &Cache, host: Host, build: &Tree, recipes: &Path, pro
 /// The only folder of `lib/modules`.
 pub(crate) fn kernel_version(tree: &Path) -> Result<String> {
     let dir = tree.join("usr/lib/modules");
-    let mut names: Vec<_> = fs::read_dir(&dir).at("read", &dir)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&dir).at("read", &dir)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     match (names.pop(), names.is_empty()) {
         (Some(name), true) => Ok(name),
         _ => Err(Error::Recipe { path: dir, what: "must hold exactly one kernel".into() }),
@@ -104,6 +123,9 @@ mod tests {
     #[test]
     fn options_that_the_kernel_dropped_are_named() {
         let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_D=y\n";
-        assert_eq!(lost("CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=y\nCONFIG_D=n\n# CONFIG_X=y\n", config), ["CONFIG_C=y", "CONFIG_D=n"]);
+        assert_eq!(
+            lost("CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=y\nCONFIG_D=n\n# CONFIG_X=y\n", config),
+            ["CONFIG_C=y", "CONFIG_D=n"]
+        );
     }
 }

@@ -62,7 +62,21 @@ impl Cpio {
     fn entry(&mut self, name: &str, mode: u32, content: &[u8], device: (u32, u32)) {
         self.inode += 1;
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
-        let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, u32::try_from(name.len() + 1).unwrap_or(0), 0];
+        let fields = [
+            self.inode,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            size,
+            0,
+            0,
+            device.0,
+            device.1,
+            u32::try_from(name.len() + 1).unwrap_or(0),
+            0,
+        ];
         // Writing to memory cannot fail.
         let _ = self.out.write_all(b"070701");
         for field in fields {

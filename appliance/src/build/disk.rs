@@ -2,6 +2,7 @@
 //!
 //! repart runs twice: the root hash is known only after the first run, and the kernel image on the ESP names it.
 
+use super::Progress;
 use super::cache::Cache;
 use super::error::{At, Error, Result};
 use super::host::{self, Host};
@@ -9,7 +10,6 @@ use super::key::{Key, hash_file};
 use super::root::{Root, copy, write};
 use super::tools::Tools;
 use super::trees::Tree;
-use super::Progress;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -47,7 +47,9 @@ pub fn make(cache: &Cache, host: Host, tools: &Tools, parts: &Parts<'_>, progres
         key = key.text("extension", &hash_file(extension)?);
     }
     let seed = uuid(&key.clone().hex());
-    let entry = cache.step(progress, "image", key, |dir, progress| Maker { cache, host, tools, parts, dir, seed: &seed }.run(progress))?;
+    let entry = cache.step(progress, "image", key, |dir, progress| {
+        Maker { cache, host, tools, parts, dir, seed: &seed }.run(progress)
+    })?;
     let image = entry.join("kraudbox.raw");
     let size = fs::metadata(&image).at("read", &image)?.len();
     let sha256 = host::read(&entry.join("sha256"))?.trim().to_owned();
@@ -65,11 +67,15 @@ struct Maker<'a> {
 
 impl Maker<'_> {
     fn run(&self, progress: &mut dyn Progress) -> Result<()> {
-        let (definitions, esp, image) = (self.dir.join("repart.d"), self.dir.join("esp"), self.dir.join("kraudbox.raw"));
+        let (definitions, esp, image) =
+            (self.dir.join("repart.d"), self.dir.join("esp"), self.dir.join("kraudbox.raw"));
         fs::create_dir(&esp).at("make", &esp)?;
         self.definitions(&definitions, &esp)?;
         let report = self.repart(&definitions, &image, &["--empty=create", "--size=auto", "--defer-partitions=esp"])?;
-        let hash = root_hash(&report).ok_or_else(|| Error::Recipe { path: definitions.clone(), what: "systemd-repart reported no root hash".into() })?;
+        let hash = root_hash(&report).ok_or_else(|| Error::Recipe {
+            path: definitions.clone(),
+            what: "systemd-repart reported no root hash".into(),
+        })?;
         self.boot_files(&esp, &hash)?;
         self.repart(&definitions, &image, &[])?;
         let log = self.cache.log("image");
@@ -112,7 +118,11 @@ impl Maker<'_> {
     fn repart(&self, definitions: &Path, image: &Path, more: &[&str]) -> Result<String> {
         let mut command = self.tools.privileged(self.host, "systemd-repart");
         command.args(["--offline=yes", "--dry-run=no", "--sector-size=512", "--architecture=x86-64", "--json=pretty"]);
-        command.arg(format!("--definitions={}", definitions.display())).arg(format!("--seed={}", self.seed)).args(more).arg(image);
+        command
+            .arg(format!("--definitions={}", definitions.display()))
+            .arg(format!("--seed={}", self.seed))
+            .args(more)
+            .arg(image);
         host::output("image", &self.cache.log("image"), &mut command)
     }
 
@@ -121,7 +131,10 @@ impl Maker<'_> {
         let kernel = super::compile::kernel_version(&self.parts.root_tree.path)?;
         let line = host::read(&self.parts.recipes.join("disk/cmdline"))?;
         let uki = esp.join(format!("EFI/Linux/kraudbox-{}.efi", self.parts.version));
-        copy(&self.tools.tree().join("usr/lib/systemd/boot/efi/systemd-bootx64.efi"), &esp.join("EFI/BOOT/BOOTX64.EFI"))?;
+        copy(
+            &self.tools.tree().join("usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
+            &esp.join("EFI/BOOT/BOOTX64.EFI"),
+        )?;
         write(&esp.join("loader/loader.conf"), "timeout 0\neditor no\n")?;
         fs::create_dir_all(esp.join("EFI/Linux")).at("make", esp)?;
         let mut command = self.tools.privileged(self.host, "ukify");
@@ -137,7 +150,8 @@ impl Maker<'_> {
 /// The root's hash in repart's JSON report.
 fn root_hash(report: &str) -> Option<String> {
     let partitions: serde_json::Value = serde_json::from_str(report).ok()?;
-    let hash = partitions.as_array()?.iter().find_map(|p| p.get("roothash").or_else(|| p.get("root_hash"))?.as_str())?;
+    let hash =
+        partitions.as_array()?.iter().find_map(|p| p.get("roothash").or_else(|| p.get("root_hash"))?.as_str())?;
     (hash.len() == 64).then(|| hash.to_owned())
 }
 

@@ -41,10 +41,14 @@ pub enum Error {
     #[error("the mirror {url} cannot make a tree of suite {suite}: {reason}")]
     Mirror { url: String, suite: &'static str, reason: String },
 
-    #[error("these packages do not have the versions of image-recipes/packages.lock:\n{moved}build without --locked, or run `cargo appliance lock` to accept them")]
+    #[error(
+        "these packages do not have the versions of image-recipes/packages.lock:\n{moved}build without --locked, or run `cargo appliance lock` to accept them"
+    )]
     Unlocked { moved: String },
 
-    #[error("the root has kernel {root} but the build tree has headers for {headers}: the mirror changed between the two; build again")]
+    #[error(
+        "the root has kernel {root} but the build tree has headers for {headers}: the mirror changed between the two; build again"
+    )]
     KernelMismatch { root: String, headers: String },
 
     #[error("{}: {what}", path.display())]

@@ -4,6 +4,7 @@
 //! without what the root has already, the exec door, and the units of `image-recipes/dev`. The root trusts the certificate of
 //! the cache that built it and nothing else, and takes no unsigned extension.
 
+use super::Progress;
 use super::cache::Cache;
 use super::error::{At, Result};
 use super::host::{self, Host};
@@ -12,7 +13,6 @@ use super::root::{copy, write};
 use super::services::cargo_build;
 use super::tools::Tools;
 use super::trees::{Tree, Trees};
-use super::Progress;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,17 @@ impl Signer {
         let signer = Self { key: dir.join("extension.key"), cert: dir.join("extension.crt") };
         if !signer.key.exists() || !signer.cert.exists() {
             let mut command = tools.command("openssl");
-            command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-subj", "/CN=kraudbox development extensions"]);
+            command.args([
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "3650",
+                "-subj",
+                "/CN=kraudbox development extensions",
+            ]);
             command.arg("-keyout").arg(&signer.key).arg("-out").arg(&signer.cert);
             host::run("keygen", &cache.log("keygen"), &mut command)?;
         }
@@ -63,7 +73,15 @@ impl Signer {
 ///
 /// # Errors
 /// When a tree, the door or the image cannot be made.
-pub fn make(cache: &Cache, host: Host, tools: &Tools, trees: &Trees<'_>, signer: &Signer, inputs: &Inputs<'_>, progress: &mut dyn Progress) -> Result<PathBuf> {
+pub fn make(
+    cache: &Cache,
+    host: Host,
+    tools: &Tools,
+    trees: &Trees<'_>,
+    signer: &Signer,
+    inputs: &Inputs<'_>,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
     let recipes = trees.recipes.join("dev");
     let door = cargo_build(cache, inputs.workspace, &["door"], progress)?.join("door");
     let key = Key::new("extension", 1)
@@ -81,7 +99,12 @@ pub fn make(cache: &Cache, host: Host, tools: &Tools, trees: &Trees<'_>, signer:
         self::stage(&stage.path().join("tree"), &recipes, &door, inputs.version)?;
         let content = dir.join("content");
         let mut collect = tools.privileged(host, "sh");
-        collect.args(["-c", COLLECT, "collect"]).arg(&inputs.dev.path).arg(&inputs.root.path).arg(stage.path()).arg(&content);
+        collect
+            .args(["-c", COLLECT, "collect"])
+            .arg(&inputs.dev.path)
+            .arg(&inputs.root.path)
+            .arg(stage.path())
+            .arg(&content);
         host::run("extension", &log, &mut collect)?;
         let definitions = stage.path().join("repart.d");
         for entry in fs::read_dir(recipes.join("repart.d")).at("read", &recipes)?.flatten() {
@@ -89,9 +112,18 @@ pub fn make(cache: &Cache, host: Host, tools: &Tools, trees: &Trees<'_>, signer:
             write(&definitions.join(entry.file_name()), &text)?;
         }
         let mut repart = tools.privileged(host, "systemd-repart");
-        repart.args(["--offline=yes", "--dry-run=no", "--sector-size=512", "--architecture=x86-64", "--empty=create", "--size=auto"]);
+        repart.args([
+            "--offline=yes",
+            "--dry-run=no",
+            "--sector-size=512",
+            "--architecture=x86-64",
+            "--empty=create",
+            "--size=auto",
+        ]);
         repart.arg(format!("--definitions={}", definitions.display())).arg(format!("--seed={uuid_seed}"));
-        repart.arg(format!("--private-key={}", signer.key.display())).arg(format!("--certificate={}", signer.cert.display()));
+        repart
+            .arg(format!("--private-key={}", signer.key.display()))
+            .arg(format!("--certificate={}", signer.cert.display()));
         host::run("extension", &log, repart.arg(dir.join("kraud-dev.raw")))?;
         host.remove(&content)
     })?;

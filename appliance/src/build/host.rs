@@ -83,7 +83,10 @@ impl Host {
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).map(|dir| dir.join(program)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|p| p.is_file())
 }
 
 /// Runs a program to its end; both its outputs go to `log`.
@@ -145,7 +148,8 @@ pub fn read_list(path: &Path) -> Result<Vec<String>> {
 }
 
 fn describe(command: &Command) -> String {
-    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).map(OsStr::to_string_lossy).collect();
+    let words: Vec<_> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(OsStr::to_string_lossy).collect();
     let line = words.iter().filter(|w| !w.contains('\n')).map(AsRef::as_ref).collect::<Vec<&str>>().join(" ");
     if line.len() > 300 { format!("{}…", line.chars().take(300).collect::<String>()) } else { line }
 }
@@ -167,7 +171,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         fs::write(&log, "from an earlier program\n").unwrap();
-        let error = run("step", &log, Command::new("sh").args(["-c", "echo no such mirror >&2; exit 3"])).unwrap_err().to_string();
+        let error = run("step", &log, Command::new("sh").args(["-c", "echo no such mirror >&2; exit 3"]))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("no such mirror") && !error.contains("earlier"), "{error}");
     }
 }

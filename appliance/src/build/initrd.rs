@@ -2,15 +2,15 @@
 //!
 //! Small on purpose: under emulation every process of a larger one costs a tenth of a second.
 
+use super::Progress;
 use super::cache::Cache;
 use super::compile::kernel_version;
-use super::error::{At, Error, Result};
 use super::cpio::Cpio;
+use super::error::{At, Error, Result};
 use super::host;
 use super::key::Key;
 use super::tools::Tools;
 use super::trees::Tree;
-use super::Progress;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,34 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// When a module or a library is missing.
-pub fn make(cache: &Cache, tools: &Tools, tools_tree: &Tree, root: &Path, root_key: &str, recipes: &Path, progress: &mut dyn Progress) -> Result<PathBuf> {
-    let key = Key::new("initrd", 1).text("tools", &tools_tree.identity()).text("root", root_key).tree(&recipes.join("initrd"))?;
+pub fn make(
+    cache: &Cache,
+    tools: &Tools,
+    tools_tree: &Tree,
+    root: &Path,
+    root_key: &str,
+    recipes: &Path,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
+    let key = Key::new("initrd", 1)
+        .text("tools", &tools_tree.identity())
+        .text("root", root_key)
+        .tree(&recipes.join("initrd"))?;
     let entry = cache.step(progress, "initrd", key, |dir, _| {
         let mut cpio = Cpio::default();
-        for name in ["bin", "dev", "lib64", "modules", "proc", "run", "sys", "sysroot", "usr", "usr/lib", "usr/lib/x86_64-linux-gnu"] {
+        for name in [
+            "bin",
+            "dev",
+            "lib64",
+            "modules",
+            "proc",
+            "run",
+            "sys",
+            "sysroot",
+            "usr",
+            "usr/lib",
+            "usr/lib/x86_64-linux-gnu",
+        ] {
             cpio.dir(name);
         }
         cpio.link("lib", "usr/lib");
@@ -34,7 +57,11 @@ pub fn make(cache: &Cache, tools: &Tools, tools_tree: &Tree, root: &Path, root_k
         add_modules(&mut cpio, root, &recipes.join("initrd/modules.list"))?;
         let plain = dir.join("initrd.cpio");
         fs::write(&plain, cpio.finish()).at("write", &plain)?;
-        host::run("initrd", &cache.log("initrd"), tools.command("zstd").args(["-q", "-15", "--rm", "-o"]).arg(dir.join("initrd")).arg(&plain))
+        host::run(
+            "initrd",
+            &cache.log("initrd"),
+            tools.command("zstd").args(["-q", "-15", "--rm", "-o"]).arg(dir.join("initrd")).arg(&plain),
+        )
     })?;
     Ok(entry.join("initrd"))
 }
@@ -46,7 +73,11 @@ fn add_program(cpio: &mut Cpio, tools: &Tools, log: &Path, program: &str, name: 
     let listing = host::output("initrd", log, tools.command("ldd").arg(Path::new("/").join(program)))?;
     for library in libraries(&listing) {
         let from = tools.tree().join(library.trim_start_matches('/'));
-        let to = if library.starts_with("/lib64") { library.trim_start_matches('/').to_owned() } else { format!("usr/lib/x86_64-linux-gnu/{}", base(library)) };
+        let to = if library.starts_with("/lib64") {
+            library.trim_start_matches('/').to_owned()
+        } else {
+            format!("usr/lib/x86_64-linux-gnu/{}", base(library))
+        };
         cpio.file(&to, 0o755, &from)?;
     }
     Ok(())
@@ -71,7 +102,10 @@ fn add_modules(cpio: &mut Cpio, root: &Path, list: &Path) -> Result<()> {
             if is_in(&builtin, module) {
                 continue;
             }
-            let chain = chain(&dep, module).ok_or_else(|| Error::Recipe { path: list.into(), what: format!("the kernel has no module {module}") })?;
+            let chain = chain(&dep, module).ok_or_else(|| Error::Recipe {
+                path: list.into(),
+                what: format!("the kernel has no module {module}"),
+            })?;
             for file in chain {
                 if !order.contains(&file) {
                     order.push(file);
@@ -120,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_module_comes_after_everything_it_needs() {
-        let dep = "k/md/dm-mod.ko:\nk/md/dm-bufio.ko: k/md/dm-mod.ko\nk/md/dm-verity.ko: k/md/dm-bufio.ko k/md/dm-mod.ko\n";
+        let dep =
+            "k/md/dm-mod.ko:\nk/md/dm-bufio.ko: k/md/dm-mod.ko\nk/md/dm-verity.ko: k/md/dm-bufio.ko k/md/dm-mod.ko\n";
         assert_eq!(chain(dep, "dm_verity").unwrap(), ["k/md/dm-mod.ko", "k/md/dm-bufio.ko", "k/md/dm-verity.ko"]);
         assert_eq!(chain(dep, "nvme"), None);
     }

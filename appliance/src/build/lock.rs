@@ -71,7 +71,9 @@ pub fn parse_status(status: &str) -> Versions {
     let mut versions = Versions::new();
     for stanza in status.split("\n\n") {
         let field = |name: &str| stanza.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "));
-        if let (Some(package), Some(version), Some(true)) = (field("Package"), field("Version"), field("Status").map(|s| s.ends_with(" installed"))) {
+        if let (Some(package), Some(version), Some(true)) =
+            (field("Package"), field("Version"), field("Status").map(|s| s.ends_with(" installed")))
+        {
             versions.insert(package.to_owned(), version.to_owned());
         }
     }
@@ -81,7 +83,10 @@ pub fn parse_status(status: &str) -> Versions {
 /// apt preferences that hold every package at its locked version, or let it move when that is gone.
 #[must_use]
 pub fn preferences(locked: &Versions) -> String {
-    locked.iter().map(|(name, version)| format!("Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n")).collect()
+    locked
+        .iter()
+        .map(|(name, version)| format!("Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n"))
+        .collect()
 }
 
 /// What differs from the lock, one line each; empty when nothing does.

@@ -52,7 +52,10 @@ impl Sources {
 
     fn compose(url: &str, security: Option<&str>, options: &[String]) -> Self {
         let options = if options.is_empty() { String::new() } else { format!("[{}] ", options.join(" ")) };
-        let mut lines = vec![format!("deb {options}{url} {SUITE} main contrib"), format!("deb {options}{url} {SUITE}-updates main contrib")];
+        let mut lines = vec![
+            format!("deb {options}{url} {SUITE} main contrib"),
+            format!("deb {options}{url} {SUITE}-updates main contrib"),
+        ];
         if let Some(security) = security {
             lines.push(format!("deb {options}{security} {SUITE}-security main contrib"));
         }
@@ -61,7 +64,8 @@ impl Sources {
 }
 
 fn parse_all(apt: &Path) -> Vec<Source> {
-    let mut files: Vec<PathBuf> = fs::read_dir(apt.join("sources.list.d")).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(apt.join("sources.list.d")).into_iter().flatten().flatten().map(|e| e.path()).collect();
     files.push(apt.join("sources.list"));
     files.sort();
     let mut found = Vec::new();
@@ -88,7 +92,8 @@ fn parse_lines(text: &str) -> Vec<Source> {
         };
         let words: Vec<_> = rest.split_whitespace().collect();
         let [url, suite, components @ ..] = words.as_slice() else { continue };
-        let options = options.split_whitespace().filter(|o| o.eq_ignore_ascii_case("trusted=yes")).map(str::to_owned).collect();
+        let options =
+            options.split_whitespace().filter(|o| o.eq_ignore_ascii_case("trusted=yes")).map(str::to_owned).collect();
         found.extend(source(url, suite, components, options));
     }
     found
@@ -119,7 +124,8 @@ fn parse_deb822(text: &str) -> Vec<Source> {
         if !field("Types").contains(&"deb") || field("Enabled").first() == Some(&"no") {
             continue;
         }
-        let options: Vec<_> = field("Trusted").first().filter(|v| **v == "yes").map(|_| "trusted=yes".to_owned()).into_iter().collect();
+        let options: Vec<_> =
+            field("Trusted").first().filter(|v| **v == "yes").map(|_| "trusted=yes".to_owned()).into_iter().collect();
         for url in field("URIs") {
             for suite in field("Suites") {
                 found.extend(source(url, suite, &field("Components"), options.clone()));
@@ -133,7 +139,11 @@ fn source(url: &str, suite: &str, components: &[&str], options: Vec<String>) -> 
     let (release, pocket) = suite.split_once(['-', '/']).unwrap_or((suite, ""));
     let debian = RELEASES.contains(&release) && components.contains(&"main");
     let wanted = matches!(pocket, "" | "security" | "updates");
-    (debian && wanted).then(|| Source { url: url.trim_end_matches('/').to_owned(), security: pocket == "security" || url.contains("-security"), options })
+    (debian && wanted).then(|| Source {
+        url: url.trim_end_matches('/').to_owned(),
+        security: pocket == "security" || url.contains("-security"),
+        options,
+    })
 }
 
 #[cfg(test)]
@@ -169,6 +179,9 @@ mod tests {
     #[test]
     fn a_tree_gets_the_image_s_suite_whatever_the_machine_runs() {
         let sources = Sources::compose("http://m/debian", Some("http://m/sec"), &[]);
-        assert_eq!(sources.text(), "deb http://m/debian trixie main contrib\ndeb http://m/debian trixie-updates main contrib\ndeb http://m/sec trixie-security main contrib\n");
+        assert_eq!(
+            sources.text(),
+            "deb http://m/debian trixie main contrib\ndeb http://m/debian trixie-updates main contrib\ndeb http://m/sec trixie-security main contrib\n"
+        );
     }
 }

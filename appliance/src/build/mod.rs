@@ -122,7 +122,14 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
     let services = services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)?;
     let signer = extension::Signer::open(&cache, &tools)?;
-    let parts = root::Parts { tree: &root_tree, zfs: &zfs, services: &services, recipes: &recipes, version, extension_cert: &signer.cert };
+    let parts = root::Parts {
+        tree: &root_tree,
+        zfs: &zfs,
+        services: &services,
+        recipes: &recipes,
+        version,
+        extension_cert: &signer.cert,
+    };
     let root = root::assemble(&cache, host, &tools, &parts, progress)?;
     let initrd = initrd::make(&cache, &tools, &tools_tree, &root.path, &root.key, &recipes, progress)?;
     let extension = match options.variant {
@@ -132,7 +139,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
             check_lock(&lock, "dev", &dev, options, progress, &mut locked)?;
             let inputs = extension::Inputs { workspace: &options.workspace, dev: &dev, root: &root_tree, version };
             Some(extension::make(&cache, host, &tools, &trees, &signer, &inputs, progress)?)
-        },
+        }
     };
     let parts = disk::Parts {
         root: &root,
@@ -161,7 +168,14 @@ fn cache_root(options: &BuildOptions) -> Result<PathBuf> {
 }
 
 /// Says which packages of a tree are not as locked, or fails when that is what the caller wants.
-fn check_lock(lock: &Lock, name: &str, tree: &Tree, options: &BuildOptions, progress: &mut dyn Progress, locked: &mut bool) -> Result<()> {
+fn check_lock(
+    lock: &Lock,
+    name: &str,
+    tree: &Tree,
+    options: &BuildOptions,
+    progress: &mut dyn Progress,
+    locked: &mut bool,
+) -> Result<()> {
     let moved = lock::moved(name, &lock.tree(name), &tree.versions);
     if moved.is_empty() {
         return Ok(());
@@ -189,7 +203,14 @@ pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Resu
     let path = recipes.join("packages.lock");
     let (old, empty) = (Lock::read(&path)?, Lock::default());
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &empty, fresh: Some(now.as_nanos().to_string()) };
+    let trees = Trees {
+        cache: &cache,
+        host,
+        recipes: &recipes,
+        sources: &sources,
+        lock: &empty,
+        fresh: Some(now.as_nanos().to_string()),
+    };
     let (mut new, mut changed) = (Lock::default(), Vec::new());
     for name in trees::NAMES {
         let tree = trees.make(name, progress)?;

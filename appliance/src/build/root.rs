@@ -3,6 +3,7 @@
 //! Runs as one script with root's rights, since owners and modes are part of the result. The entry holds `root/` (what becomes the
 //! verity root; its `var` is empty) and `state/` (the first content of the state partition).
 
+use super::Progress;
 use super::cache::Cache;
 use super::compile::kernel_version;
 use super::error::{At, Result};
@@ -11,7 +12,6 @@ use super::key::Key;
 use super::services::Services;
 use super::tools::Tools;
 use super::trees::Tree;
-use super::Progress;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,13 @@ pub struct Parts<'a> {
 ///
 /// # Errors
 /// The script's failure.
-pub fn assemble(cache: &Cache, host: Host, tools: &Tools, parts: &Parts<'_>, progress: &mut dyn Progress) -> Result<Root> {
+pub fn assemble(
+    cache: &Cache,
+    host: Host,
+    tools: &Tools,
+    parts: &Parts<'_>,
+    progress: &mut dyn Progress,
+) -> Result<Root> {
     let recipes = parts.recipes;
     let mut key = Key::new("root", 1)
         .text("script", ASSEMBLE)
@@ -96,7 +102,13 @@ pub fn assemble(cache: &Cache, host: Host, tools: &Tools, parts: &Parts<'_>, pro
         let stage = tempfile::tempdir().at("make", std::env::temp_dir())?;
         self::stage(stage.path(), parts)?;
         let mut script = tools.privileged(host, "sh");
-        script.args(["-c", ASSEMBLE, "assemble"]).arg(&parts.tree.path).arg(stage.path()).arg(parts.zfs).arg(dir).arg(&kernel);
+        script
+            .args(["-c", ASSEMBLE, "assemble"])
+            .arg(&parts.tree.path)
+            .arg(stage.path())
+            .arg(parts.zfs)
+            .arg(dir)
+            .arg(&kernel);
         host::run("root", &cache.log("root"), &mut script)
     })?;
     Ok(Root { path: entry.join("root"), state: entry.join("state"), key: hex })

@@ -43,7 +43,13 @@ struct Recipe {
 ///
 /// # Errors
 /// When a recipe is wrong, or cargo or bali fails.
-pub fn make(cache: &Cache, workspace: &Path, recipes: &Path, guest_kernel: &Path, progress: &mut dyn Progress) -> Result<Services> {
+pub fn make(
+    cache: &Cache,
+    workspace: &Path,
+    recipes: &Path,
+    guest_kernel: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Services> {
     let recipes = read_all(&recipes.join("services"))?;
     let mut services = Services::default();
     let release = compile(cache, workspace, &recipes, progress)?;
@@ -92,12 +98,21 @@ fn compile(cache: &Cache, workspace: &Path, recipes: &[Recipe], progress: &mut d
 }
 
 /// Compiles packages in the release profile; returns the folder with the binaries.
-pub(crate) fn cargo_build(cache: &Cache, workspace: &Path, packages: &[&str], progress: &mut dyn Progress) -> Result<PathBuf> {
+pub(crate) fn cargo_build(
+    cache: &Cache,
+    workspace: &Path,
+    packages: &[&str],
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
     let started = Instant::now();
     progress.started("cargo");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace).args(["build", "--release", "--locked", "--target", TARGET]).arg("--target-dir").arg(&target);
+    command
+        .current_dir(workspace)
+        .args(["build", "--release", "--locked", "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target);
     for package in packages {
         command.args(["-p", package]);
     }
@@ -157,7 +172,8 @@ fn read_all(dir: &Path) -> Result<Vec<Recipe>> {
         let (name, dir) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
         let list = dir.join("context.list");
         let wrong = |line: &str| Error::Recipe { path: list.clone(), what: format!("`{line}` is not understood") };
-        let parts = host::read_list(&list)?.iter().map(|line| parse(line).ok_or_else(|| wrong(line))).collect::<Result<_>>()?;
+        let parts =
+            host::read_list(&list)?.iter().map(|line| parse(line).ok_or_else(|| wrong(line))).collect::<Result<_>>()?;
         recipes.push(Recipe { name, dir, parts });
     }
     recipes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -167,14 +183,18 @@ fn read_all(dir: &Path) -> Result<Vec<Recipe>> {
 fn parse(line: &str) -> Option<Part> {
     match line.split_whitespace().collect::<Vec<_>>().as_slice() {
         ["cargo", package, binary] => Some(Part::Cargo { package: (*package).into(), binary: (*binary).into() }),
-        ["guest-initramfs", package, binary] => Some(Part::GuestInitramfs { package: (*package).into(), binary: (*binary).into() }),
+        ["guest-initramfs", package, binary] => {
+            Some(Part::GuestInitramfs { package: (*package).into(), binary: (*binary).into() })
+        }
         ["guest-kernel"] => Some(Part::GuestKernel),
         _ => None,
     }
 }
 
 fn units(dir: &Path) -> Result<Vec<PathBuf>> {
-    let is_unit = |p: &PathBuf| p.extension().is_some_and(|e| ["service", "socket", "path", "slice", "target"].iter().any(|k| e == *k));
+    let is_unit = |p: &PathBuf| {
+        p.extension().is_some_and(|e| ["service", "socket", "path", "slice", "target"].iter().any(|k| e == *k))
+    };
     let mut units: Vec<_> = fs::read_dir(dir).at("read", dir)?.flatten().map(|e| e.path()).filter(is_unit).collect();
     units.sort();
     Ok(units)
@@ -186,9 +206,15 @@ mod tests {
 
     #[test]
     fn context_lines_are_understood_or_refused() {
-        assert_eq!(parse("cargo kraud-macro kraud-macro"), Some(Part::Cargo { package: "kraud-macro".into(), binary: "kraud-macro".into() }));
+        assert_eq!(
+            parse("cargo kraud-macro kraud-macro"),
+            Some(Part::Cargo { package: "kraud-macro".into(), binary: "kraud-macro".into() })
+        );
         assert_eq!(parse("guest-kernel"), Some(Part::GuestKernel));
-        assert_eq!(parse("guest-initramfs vdocker vdocker"), Some(Part::GuestInitramfs { package: "vdocker".into(), binary: "vdocker".into() }));
+        assert_eq!(
+            parse("guest-initramfs vdocker vdocker"),
+            Some(Part::GuestInitramfs { package: "vdocker".into(), binary: "vdocker".into() })
+        );
         assert_eq!(parse("cargo one"), None);
         assert_eq!(parse("curl http://x"), None);
     }

@@ -72,7 +72,14 @@ impl Tools {
 
     fn enter(&self, command: &mut Command, program: impl AsRef<OsStr>) {
         command.args(["--mount", "--propagation", "slave", "--", "/bin/sh", "-c", ENTER, "sh"]).arg(&self.tree);
-        command.args(["/usr/bin/env", &format!("PATH={PATH}"), "LC_ALL=C", &format!("SOURCE_DATE_EPOCH={}", super::trees::EPOCH)]).arg(program);
+        command
+            .args([
+                "/usr/bin/env",
+                &format!("PATH={PATH}"),
+                "LC_ALL=C",
+                &format!("SOURCE_DATE_EPOCH={}", super::trees::EPOCH),
+            ])
+            .arg(program);
     }
 }
 
@@ -80,6 +87,10 @@ impl Tools {
 #[must_use]
 pub fn chroot(host: Host, tree: &Path, shared: &Path, script: &str) -> Command {
     let mut command = host.command("unshare");
-    command.args(["--mount", "--propagation", "slave", "--", "/bin/sh", "-c", CHROOT, "sh"]).arg(tree).arg(shared).arg(script);
+    command
+        .args(["--mount", "--propagation", "slave", "--", "/bin/sh", "-c", CHROOT, "sh"])
+        .arg(tree)
+        .arg(shared)
+        .arg(script);
     command
 }

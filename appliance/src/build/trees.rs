@@ -3,13 +3,13 @@
 //! An entry holds `tree/`, which nobody changes afterwards, and `versions`, the list of what is in it: the key of all that is
 //! made from the tree.
 
+use super::Progress;
 use super::cache::Cache;
 use super::error::{At, Error, Result};
 use super::host::{self, Host};
 use super::key::Key;
 use super::lock::{self, Lock, Versions};
 use super::mirror::{SUITE, Sources};
-use super::Progress;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ pub const EPOCH: &str = "1767225600";
 /// All trees.
 pub const NAMES: [&str; 4] = ["tools", "build", "root", "dev"];
 /// What the `root` and `dev` trees leave out of each package.
-const NO_DOCS: [&str; 5] = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*"];
+const NO_DOCS: [&str; 5] =
+    ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*"];
 /// The sources of the ZFS modules, unpacked and not installed: their package would compile them its own way.
 const FETCH_ZFS: &str = r#"cd "$1/usr/src" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download -q zfs-dkms && dpkg-deb -x zfs-dkms_*.deb zfs-dkms && rm zfs-dkms_*.deb"#;
 
@@ -77,7 +78,8 @@ impl Trees<'_> {
             fs::write(dir.join("versions"), tree.identity()).at("write", dir)
         })?;
         let versions = host::read(&entry.join("versions"))?;
-        let versions = versions.lines().filter_map(|l| l.split_once(' ')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        let versions =
+            versions.lines().filter_map(|l| l.split_once(' ')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         Ok(Tree { path: entry.join("tree"), versions })
     }
 
@@ -102,12 +104,20 @@ impl Trees<'_> {
         command.args(["INITRD=No", &format!("SOURCE_DATE_EPOCH={EPOCH}"), "mmdebstrap", "--mode=root"]);
         let lean = matches!(name, "root" | "dev");
         command.arg(if name == "root" { "--variant=essential" } else { "--variant=apt" });
-        command.args(["--dpkgopt=force-unsafe-io", "--dpkgopt=force-confold", "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
+        command.args([
+            "--dpkgopt=force-unsafe-io",
+            "--dpkgopt=force-confold",
+            "--aptopt=APT::Install-Recommends \"false\"",
+            "--aptopt=Acquire::Retries \"3\"",
+        ]);
         if lean {
             command.args(NO_DOCS.map(|path| format!("--dpkgopt=path-exclude={path}")));
         }
         command.arg("--setup-hook=mkdir -p \"$1/etc/initramfs-tools\" && echo update_initramfs=no > \"$1/etc/initramfs-tools/update-initramfs.conf\"");
-        command.arg(format!("--setup-hook=mkdir -p \"$1/etc/apt/preferences.d\" && cp {} \"$1/etc/apt/preferences.d/lock\"", quote(&dir.join("preferences"))));
+        command.arg(format!(
+            "--setup-hook=mkdir -p \"$1/etc/apt/preferences.d\" && cp {} \"$1/etc/apt/preferences.d/lock\"",
+            quote(&dir.join("preferences"))
+        ));
         if name == "build" {
             command.arg(format!("--customize-hook={FETCH_ZFS}"));
         }
@@ -119,12 +129,24 @@ impl Trees<'_> {
     fn explain(&self, error: Error) -> Error {
         let Error::Tool { ref log, .. } = error else { return error };
         let text = fs::read_to_string(log).unwrap_or_default();
-        let known = ["Unable to locate package", "has no installation candidate", "404 ", "Could not resolve", "Could not connect", "does not have a Release file", "NO_PUBKEY"];
+        let known = [
+            "Unable to locate package",
+            "has no installation candidate",
+            "404 ",
+            "Could not resolve",
+            "Could not connect",
+            "does not have a Release file",
+            "NO_PUBKEY",
+        ];
         match text.lines().find(|line| known.iter().any(|k| line.contains(k))) {
             Some(line) => Error::Mirror {
                 url: self.sources.url.clone(),
                 suite: SUITE,
-                reason: format!("{}; give another one with --mirror URL (the whole output is in {})", line.trim(), log.display()),
+                reason: format!(
+                    "{}; give another one with --mirror URL (the whole output is in {})",
+                    line.trim(),
+                    log.display()
+                ),
             },
             None => error,
         }
