@@ -2,6 +2,8 @@
 //! double that "runs" a pod by writing its log and status, and answers for the agent; so everything between the CLI
 //! and the state engine's resources is what is in the image.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;

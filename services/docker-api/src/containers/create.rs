@@ -52,7 +52,7 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) ->
             continue;
         }
         let draft = Draft { world: &world, raw: &raw, request: &request, host: &host, merged: &merged, image: ImageId::new(&image.meta.name), name };
-        let (id, operations) = draft.write()?;
+        let (id, operations) = draft.write().map_err(only_images_are_missing)?;
         match app.store.transact(operations).await {
             Ok(()) => return Ok((StatusCode::CREATED, axum::Json(json!({ "Id": id, "Warnings": warnings }))).into_response()),
             // A name or volume appeared meanwhile: look again.
@@ -61,6 +61,14 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) ->
         }
     }
     Err(Failure::conflict("too many containers and volumes are being created at once; try again"))
+}
+
+/// Clients pull the image when a create is answered with 404; so what else is missing is a wrong request.
+fn only_images_are_missing(failure: Failure) -> Failure {
+    match failure.status {
+        StatusCode::NOT_FOUND => Failure::invalid(failure.message),
+        _ => failure,
+    }
 }
 
 /// The answer for a name that another container has.
