@@ -120,7 +120,10 @@ fn pool(path: &Path, gib: Option<u32>) -> Result<()> {
         None => u64::from(DEFAULT_GIB) << 30,
     };
     if wanted < present {
-        bail!("the zone's pool disk has {} GiB already: give `--disk` at least that, or `--fresh` for an empty one", present >> 30);
+        bail!(
+            "the zone's pool disk has {} GiB already: give `--disk` at least that, or `--fresh` for an empty one",
+            present >> 30
+        );
     }
     file.set_len(wanted).with_context(|| format!("cannot make {} {} GiB large", path.display(), wanted >> 30))
 }

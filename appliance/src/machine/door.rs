@@ -56,7 +56,9 @@ impl Door {
         wire::write_frame(&mut stream, Kind::Auth, self.token.as_bytes()).context("the door does not listen")?;
         wire::write_frame(&mut stream, Kind::Request, &request.encode()).context("the door does not listen")?;
         let answer = match wire::read_frame(&mut stream) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => bail!("the door does not answer within {} s", timeout.as_secs()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                bail!("the door does not answer within {} s", timeout.as_secs())
+            }
             answer => answer.context("the door does not answer")?,
         };
         match answer {
@@ -92,7 +94,12 @@ impl Door {
     pub fn read(&self, argv: &[&str], timeout: Duration) -> Result<Vec<u8>> {
         let output = self.output(argv, timeout)?;
         if output.code != 0 {
-            bail!("`{}` ended with {}: {}", argv.join(" "), output.code, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "`{}` ended with {}: {}",
+                argv.join(" "),
+                output.code,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(output.stdout)
     }

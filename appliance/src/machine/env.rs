@@ -49,7 +49,8 @@ mod tests {
 
     #[test]
     fn a_shell_reads_every_value_back() {
-        for value in ["plain", "", "with space", "it's", "$HOME `id` \"x\" \\", "a\nb", "ü;rm -rf /", "~", "#x", "-n"] {
+        for value in ["plain", "", "with space", "it's", "$HOME `id` \"x\" \\", "a\nb", "ü;rm -rf /", "~", "#x", "-n"]
+        {
             let lines = shell(&[("VALUE", value.into())]);
             let script = format!("{lines}printf '%s' \"$VALUE\"");
             let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();

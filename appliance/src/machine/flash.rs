@@ -59,9 +59,11 @@ fn open_target(path: &Path) -> Result<Target> {
     match kind {
         Ok(FileType::BlockDevice) => open_disk(path),
         Ok(FileType::RegularFile) => {
-            let file = File::options().read(true).write(true).open(path).with_context(|| format!("cannot write {name}"))?;
+            let file =
+                File::options().read(true).write(true).open(path).with_context(|| format!("cannot write {name}"))?;
             let size = file.metadata()?.len();
-            let target = Target { file, size: (size > 0).then_some(size), serial: None, model: "file".into(), empty: size == 0 };
+            let target =
+                Target { file, size: (size > 0).then_some(size), serial: None, model: "file".into(), empty: size == 0 };
             Ok(target)
         }
         Ok(_) => bail!("{name} is neither a disk nor a file"),
@@ -84,9 +86,13 @@ fn open_disk(path: &Path) -> Result<Target> {
     let fd = match opened {
         Ok(fd) => fd,
         Err(rustix::io::Errno::BUSY) => {
-            bail!("{name} is in use (mounted, swap, or part of a volume): unmount it first; `lsblk {name}` shows by what")
+            bail!(
+                "{name} is in use (mounted, swap, or part of a volume): unmount it first; `lsblk {name}` shows by what"
+            )
         }
-        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => bail!("no permission to write {name}: run this as root (sudo)"),
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => {
+            bail!("no permission to write {name}: run this as root (sudo)")
+        }
         Err(e) => return Err(e).with_context(|| format!("cannot open {name}")),
     };
     let device = fstat(&fd)?.st_rdev;
@@ -105,7 +111,12 @@ fn open_disk(path: &Path) -> Result<Target> {
 fn check_size(target: &Target, image: u64, path: &Path) -> Result<()> {
     match target.size {
         Some(size) if size < image => {
-            bail!("{} has {} MiB, the image needs {}: take a larger one", path.display(), size >> 20, image.div_ceil(1 << 20))
+            bail!(
+                "{} has {} MiB, the image needs {}: take a larger one",
+                path.display(),
+                size >> 20,
+                image.div_ceil(1 << 20)
+            )
         }
         _ => Ok(()),
     }

@@ -133,7 +133,8 @@ pub fn watch(client: &Client, qmp: &Mutex<Qmp>, mut changed: impl FnMut(Vec<Stri
             }
             let active = forwards.active.iter().map(Port::to_string).collect();
             let notes = forwards.refused.iter();
-            let notes = notes.map(|(port, why)| format!("port {port} is not forwarded to this computer: {why}")).collect();
+            let notes =
+                notes.map(|(port, why)| format!("port {port} is not forwarded to this computer: {why}")).collect();
             Ok(changed(active, notes))
         };
         // A list that cannot be read ends this stream, and the next one begins with a list.
@@ -188,14 +189,17 @@ mod tests {
         step(&mut forwards, &[("tcp", 80), ("udp", 53), ("tcp", 22)]);
         step(&mut forwards, &[("tcp", 80), ("tcp", 22)]);
         step(&mut forwards, &[]);
-        assert_eq!(said, [
-            "hostfwd_add uplink tcp:127.0.0.1:22-:22",
-            "hostfwd_add uplink tcp:127.0.0.1:80-:80",
-            "hostfwd_add uplink udp:127.0.0.1:53-:53",
-            "hostfwd_remove uplink udp:127.0.0.1:53",
-            "hostfwd_add uplink tcp:127.0.0.1:22-:22",
-            "hostfwd_remove uplink tcp:127.0.0.1:80",
-        ]);
+        assert_eq!(
+            said,
+            [
+                "hostfwd_add uplink tcp:127.0.0.1:22-:22",
+                "hostfwd_add uplink tcp:127.0.0.1:80-:80",
+                "hostfwd_add uplink udp:127.0.0.1:53-:53",
+                "hostfwd_remove uplink udp:127.0.0.1:53",
+                "hostfwd_add uplink tcp:127.0.0.1:22-:22",
+                "hostfwd_remove uplink tcp:127.0.0.1:80",
+            ]
+        );
         assert!(forwards.refused.is_empty() && forwards.active.is_empty());
     }
 }

@@ -41,7 +41,9 @@ pub fn check_memory(wanted_mib: u32) -> Result<()> {
     let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let available_mib = available_mib(&meminfo).context("/proc/meminfo has no MemAvailable")?;
     if u64::from(wanted_mib) > available_mib {
-        bail!("the zone wants {wanted_mib} MiB of memory but only {available_mib} MiB are free: close something or give `--memory` a smaller number");
+        bail!(
+            "the zone wants {wanted_mib} MiB of memory but only {available_mib} MiB are free: close something or give `--memory` a smaller number"
+        );
     }
     Ok(())
 }
@@ -78,7 +80,8 @@ pub fn pick_port(what: &str, flag: &str, asked: Option<u16>, preferred: u16) -> 
             format!("cannot use port {port} on 127.0.0.1 for {what}: stop what uses it (`ss -ltnp`), give {flag} another one, or leave {flag} out")
         });
     }
-    let address = bind(preferred).or_else(|_| bind(0)).with_context(|| format!("no free port on 127.0.0.1 for {what}"))?;
+    let address =
+        bind(preferred).or_else(|_| bind(0)).with_context(|| format!("no free port on 127.0.0.1 for {what}"))?;
     Ok(address.port())
 }
 

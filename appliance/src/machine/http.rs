@@ -139,7 +139,8 @@ fn read_head(reader: &mut impl BufRead) -> Result<Head> {
         Ok(line.trim_end().to_owned())
     };
     let first = next()?;
-    let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)).and_then(|code| code.parse().ok());
+    let status =
+        first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)).and_then(|code| code.parse().ok());
     let status = status.with_context(|| format!("the answer is not HTTP: {first}"))?;
     let mut length = Length::Close;
     loop {
@@ -234,7 +235,8 @@ mod tests {
 
     #[test]
     fn the_three_ways_to_end_a_body_are_understood() {
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\n";
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\n";
         assert_eq!(parse(chunked).unwrap(), (200, "abc0123456789".into()));
         assert_eq!(parse("HTTP/1.1 303 See\r\ncontent-length: 2\r\n\r\nabc").unwrap(), (303, "ab".into()));
         assert_eq!(parse("HTTP/1.0 404 No\r\n\r\nabc").unwrap(), (404, "abc".into()));

@@ -25,5 +25,5 @@ pub mod report;
 pub mod run;
 pub mod signals;
 pub mod state;
-pub mod supervisor;
 pub mod suite;
+pub mod supervisor;

@@ -39,7 +39,12 @@ pub fn arguments(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
     out.extend(firmware(dir, plan));
     out.extend(disks(dir, plan));
     let mut add = |words: &[&str]| out.extend(words.iter().map(OsString::from));
-    add(&["-netdev", &netdev(plan), "-device", &format!("virtio-net-pci,netdev={NETDEV},mac=52:54:00:6b:72:61,romfile=")]);
+    add(&[
+        "-netdev",
+        &netdev(plan),
+        "-device",
+        &format!("virtio-net-pci,netdev={NETDEV},mac=52:54:00:6b:72:61,romfile="),
+    ]);
     add(&["-device", "virtio-rng-pci"]);
     out.extend(["-serial".into(), with_path("file:", &dir.serial_log(), "")]);
     out.extend(["-qmp".into(), with_path("unix:", &dir.qmp_socket(), ",server=on,wait=off")]);
@@ -113,7 +118,9 @@ mod tests {
     fn emulation_gives_the_guest_svm_and_kvm_gives_it_the_host() {
         let temp = tempfile::tempdir().unwrap();
         let dir = StateDir::at(temp.path().join("zone")).unwrap();
-        assert!(line(&dir, &plan(false)).contains("-accel tcg,thread=multi,tb-size=512 -cpu EPYC,+svm,+npt -smp 2 -m 4096"));
+        assert!(
+            line(&dir, &plan(false)).contains("-accel tcg,thread=multi,tb-size=512 -cpu EPYC,+svm,+npt -smp 2 -m 4096")
+        );
         assert!(line(&dir, &plan(true)).contains("-accel kvm -cpu host"));
     }
 

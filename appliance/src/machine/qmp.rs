@@ -57,7 +57,10 @@ impl Qmp {
         loop {
             let mut answer = self.line()?;
             if let Some(error) = answer.get("error") {
-                bail!("QEMU refuses {name}: {}", error.get("desc").and_then(Value::as_str).unwrap_or("without a reason"));
+                bail!(
+                    "QEMU refuses {name}: {}",
+                    error.get("desc").and_then(Value::as_str).unwrap_or("without a reason")
+                );
             }
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());

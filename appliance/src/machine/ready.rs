@@ -130,7 +130,8 @@ mod tests {
         drop(keep);
         let ports = Ports { web: 1, docker: 1, door: 1 };
         let door = Door::new(1, String::new());
-        let waiter = Waiter { dir: &dir, ports, door, until: Instant::now() + Duration::from_secs(600), cancel: &cancel };
+        let waiter =
+            Waiter { dir: &dir, ports, door, until: Instant::now() + Duration::from_secs(600), cancel: &cancel };
         assert!(waiter.wait(|_| {}).unwrap_err().to_string().contains("stopped"));
     }
 }

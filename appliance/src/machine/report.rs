@@ -2,6 +2,7 @@
 
 use crate::build::{Outcome, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::Write;
 use std::time::Duration;
 
 /// Prints steps: on a terminal with a moving line for the present one, else one plain line each.
@@ -86,13 +87,11 @@ impl Progress for Report {
 }
 
 /// A line for people.
-#[allow(clippy::print_stderr, reason = "this is where words for people go")]
 pub fn say(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// A line of data.
-#[allow(clippy::print_stdout, reason = "this is where data goes")]
+/// A line of data. A reader that has seen enough is no failure.
 pub fn print(text: &str) {
-    println!("{text}");
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
 }

@@ -64,7 +64,9 @@ struct Supervised {
 /// When a zone runs already, or there is no room for one.
 pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
     if let Some(pid) = dir.holder()? {
-        bail!("a zone runs on this computer already (process {pid}): use it (`cargo appliance status`), or end it with `cargo appliance stop`");
+        bail!(
+            "a zone runs on this computer already (process {pid}): use it (`cargo appliance status`), or end it with `cargo appliance stop`"
+        );
     }
     host::check_memory(options.memory_mib)?;
     host::check_space(dir.path(), MIN_SPACE_MIB)
@@ -92,7 +94,8 @@ pub fn run(dir: &StateDir, built: &Built, options: &Options) -> Result<()> {
         Ok(true) => tell(dir, &dir.require_running()?, started),
         Ok(false) => return finish(supervised),
         Err(error) if dir.holder()?.is_some() => {
-            let error = error.context("the zone does not answer; its machine still runs (`cargo appliance exec`, `logs`, `stop`)");
+            let error = error
+                .context("the zone does not answer; its machine still runs (`cargo appliance exec`, `logs`, `stop`)");
             if options.detach {
                 return Err(error);
             }
@@ -202,7 +205,10 @@ fn wait(dir: &StateDir, supervised: &mut Supervised, started: Instant) -> Result
             }
             Event::Signal => {
                 report.line("  stopping the zone");
-                rustix::process::kill_process(rustix::process::Pid::from_child(&supervised.child), rustix::process::Signal::TERM)?;
+                rustix::process::kill_process(
+                    rustix::process::Pid::from_child(&supervised.child),
+                    rustix::process::Signal::TERM,
+                )?;
                 return Ok(false);
             }
         }

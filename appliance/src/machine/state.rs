@@ -127,7 +127,10 @@ impl StateDir {
             .with_context(|| format!("cannot make the state directory {}", path.display()))?;
         let dir = Self(path);
         if dir.qmp_socket().as_os_str().len() > MAX_SOCKET_PATH {
-            bail!("the state directory {} has too long a path for a socket: set XDG_STATE_HOME to a shorter one", dir.0.display());
+            bail!(
+                "the state directory {} has too long a path for a socket: set XDG_STATE_HOME to a shorter one",
+                dir.0.display()
+            );
         }
         Ok(dir)
     }

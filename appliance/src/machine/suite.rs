@@ -34,7 +34,10 @@ pub fn without_boot(workspace: &Path, report: &mut Report) -> Result<()> {
 /// When they fail, with their output.
 pub fn booted(workspace: &Path, dir: &StateDir, full: bool, report: &mut Report) -> Result<()> {
     if !workspace.join("qemu-tests/Cargo.toml").exists() {
-        bail!("there are no tests of the booted image: {} is missing", workspace.join("qemu-tests/Cargo.toml").display());
+        bail!(
+            "there are no tests of the booted image: {} is missing",
+            workspace.join("qemu-tests/Cargo.toml").display()
+        );
     }
     let zone = dir.require_running()?;
     let mut variables = env::variables(dir, &zone);

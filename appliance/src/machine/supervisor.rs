@@ -89,7 +89,8 @@ pub fn supervise(dir: StateDir, leash: bool) -> Result<()> {
 
 fn start(dir: StateDir, leash: bool) -> Result<()> {
     let _lock = dir.try_lock()?.context("a zone runs on this computer already: `cargo appliance stop` ends it")?;
-    let plan: Plan = dir.read_json("plan.json")?.context("there is no plan: start the zone with `cargo appliance run`")?;
+    let plan: Plan =
+        dir.read_json("plan.json")?.context("there is no plan: start the zone with `cargo appliance run`")?;
     let (events, inbox) = mpsc::channel();
     let wanted = [signals::SIGINT, signals::SIGTERM, signals::SIGHUP, signals::SIGUSR1];
     signals::forward(&wanted, events.clone(), Event::Signal)?;
@@ -98,7 +99,8 @@ fn start(dir: StateDir, leash: bool) -> Result<()> {
     }
     let door = Door::new(plan.ports.door, new_token(&dir)?);
     let mut child = launch(&dir, &plan)?;
-    let pidfd = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch QEMU")?;
+    let pidfd =
+        pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch QEMU")?;
     let qmp = connect(&dir, &mut child)?;
     let ended = events.clone();
     std::thread::spawn(move || ended.send(Event::QemuEnded(child.wait())));
@@ -264,7 +266,8 @@ impl Supervisor {
     fn wait_until_ready(&mut self) {
         let (cancel, cancelled) = mpsc::channel();
         self.cancel = Some(cancel);
-        let (dir, ports, door, events) = (self.dir.clone(), self.zone.plan.ports, self.door.clone(), self.events.clone());
+        let (dir, ports, door, events) =
+            (self.dir.clone(), self.zone.plan.ports, self.door.clone(), self.events.clone());
         let until = Instant::now() + Duration::from_secs(self.zone.plan.deadline_s);
         std::thread::spawn(move || {
             let waiter = Waiter { dir: &dir, ports, door, until, cancel: &cancelled };
