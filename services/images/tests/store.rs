@@ -3,6 +3,8 @@
 //! Peers that this machine lacks are named on stderr, and the test is skipped. `KRAUD_MKFS_EROFS` and
 //! `KRAUD_DOCKER_REGISTRY` say where programs are that are not in their usual places.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request};
