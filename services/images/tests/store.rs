@@ -153,7 +153,10 @@ fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(*kind);
         header.set_mode(if *kind == DIR { 0o751 } else { 0o644 });
-        (header.set_uid(0), header.set_gid(0), header.set_mtime(1_700_000_000), header.set_size(0));
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(0);
         if *kind == HARD {
             builder.append_link(&mut header, name, std::str::from_utf8(content).unwrap()).unwrap();
         } else {
