@@ -13,6 +13,7 @@ mod cpu;
 mod epoll;
 mod memory;
 mod run;
+mod seccomp;
 mod serial;
 mod vcpu;
 mod virtio;

@@ -10,6 +10,7 @@ use crate::cpu;
 use crate::epoll::{Epoll, EventFlags};
 use crate::memory::{self, Mem};
 use crate::say;
+use crate::seccomp::{self, Role};
 use crate::serial::{self, Serial};
 use crate::vcpu::{self, End};
 use crate::virtio::block::{self, Block, extents::Extents};
@@ -23,7 +24,7 @@ use crate::vm::Vm;
 use anyhow::{Context, Result};
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use zone::bundle::Bundle;
 
 const FIRST_LINE: u32 = 5;
@@ -44,6 +45,7 @@ const TOKEN_STREAMS: u64 = 1 << 32;
 /// # Errors
 /// When it cannot start.
 pub fn run(dir: &Path, pid_file: Option<&Path>) -> Result<u8> {
+    seccomp::hide_memory();
     let (bundle, names) = bundle::load(dir)?;
     let machine = Machine::new(&bundle, &names)?;
     let entry = machine.load(&bundle, &names)?;
@@ -174,20 +176,27 @@ impl Machine {
             }
             cpus.push((id, cpu));
         }
+        // The machine's descriptor stays open to the end: with it, KVM would let go of the interrupt lines.
+        let Vm { kvm, fd: _machine } = vm;
+        drop(kvm);
+        let threads = cpus.len() + nets.len() + usize::from(!disks.is_empty());
+        let crew = Crew { end: end.clone(), confined: Arc::new(Barrier::new(threads + 1)) };
         if !disks.is_empty() {
-            thread("disks", end.clone(), move || block::work(&disks))?;
+            crew.hire("disks", Role::Disks, move || block::work(&disks))?;
         }
         for net in nets {
-            thread("net", end.clone(), move || net.work())?;
+            crew.hire("net", Role::Net, move || net.work())?;
         }
         let bus = Arc::new(Bus { devices, serial });
         for (id, cpu) in cpus {
-            let (bus, its_end) = (bus.clone(), end.clone());
-            thread(&format!("vcpu{id}"), end.clone(), move || {
-                vcpu::run(id, cpu, &bus, &its_end);
+            let (bus, end) = (bus.clone(), end.clone());
+            crew.hire(&format!("vcpu{id}"), Role::Vcpu, move || {
+                vcpu::run(id, cpu, &bus, &end);
                 Ok(())
             })?;
         }
+        seccomp::confine(&seccomp::filter(Role::Main)?)?;
+        crew.confined.wait();
 
         let mut events = Vec::new();
         loop {
@@ -206,8 +215,13 @@ impl Machine {
             }
             // Also at the end: what the guest sent before is taken first.
             vsock.serve(&epoll).context("cannot serve the guest's sockets")?;
-            if let Some(code) = end.code() {
-                return Ok(code);
+            match end.code() {
+                Some(vcpu::ENDED) if vsock.log_is_open() => {
+                    say("the guest restarted before it had ended its log, as a kernel that panics does; a console in the bundle tells why");
+                    return Ok(vcpu::CRASHED);
+                }
+                Some(code) => return Ok(code),
+                None => {}
             }
         }
     }
@@ -222,19 +236,27 @@ fn open_disk(disk: &zone::bundle::Disk, names: &bundle::Names) -> Result<Extents
     Ok(extents)
 }
 
-/// A thread whose failure ends the guest.
-fn thread(name: &str, end: Arc<End>, work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<()> {
-    let its_name = name.to_owned();
-    let body = move || {
-        if let Err(error) = work() {
-            say(&format!("the thread {its_name} failed: {error}"));
-            end.set(vcpu::CRASHED);
-        }
-    };
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .stack_size(STACK)
-        .spawn(body)
-        .map(drop)
-        .with_context(|| format!("cannot start the thread {name}"))
+/// The threads beside the main one.
+struct Crew {
+    end: Arc<End>,
+    /// Nobody works before all are confined.
+    confined: Arc<Barrier>,
+}
+
+impl Crew {
+    /// Starts a thread; its failure ends the guest.
+    fn hire(&self, name: &str, role: Role, work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<()> {
+        let filter = seccomp::filter(role)?;
+        let (its_name, end, confined) = (name.to_owned(), self.end.clone(), self.confined.clone());
+        let body = move || {
+            let result = seccomp::confine(&filter);
+            confined.wait();
+            if let Err(error) = result.and_then(|()| work().context("cannot go on")) {
+                say(&format!("the thread {its_name} failed: {error:#}"));
+                end.set(vcpu::CRASHED);
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body);
+        thread.map(drop).with_context(|| format!("cannot start the thread {name}"))
+    }
 }

@@ -76,6 +76,12 @@ impl Vsock {
         Ok(Self { slot, mem, sockets })
     }
 
+    /// The guest has begun its log and not ended it.
+    #[must_use]
+    pub fn log_is_open(&self) -> bool {
+        self.sockets.log_wanted && self.sockets.log.is_none()
+    }
+
     /// A client waits at the agent's socket.
     pub fn client_waits(&mut self) {
         self.sockets.listener_ready = true;
@@ -351,3 +357,6 @@ fn header((host, guest): Key, op: Op, fwd_cnt: u32) -> Header {
         fwd_cnt,
     }
 }
+
+#[cfg(test)]
+mod tests;
