@@ -3,7 +3,7 @@
 use crate::tls::{self, TlsListener};
 use anyhow::{Context, Result};
 use axum::Router;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, UnixListener};
@@ -33,7 +33,12 @@ pub fn unix(path: &Path) -> Result<UnixListener> {
 /// When the port cannot be had.
 pub async fn tls(address: SocketAddr, dir: PathBuf, router: Router) -> Result<()> {
     let config = tls::wait_for(&dir).await;
-    let tcp = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let mut bound = TcpListener::bind(address).await;
+    if bound.is_err() && address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) {
+        // A machine without IPv6.
+        bound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    let tcp = bound.with_context(|| format!("cannot listen on {address}"))?;
     tracing::info!(%address, "listening");
     axum::serve(TlsListener::new(tcp, dir, config)?, router).await?;
     Ok(())

@@ -108,13 +108,21 @@ fn router(app: Arc<App>) -> Router {
     Router::new().fallback_service(routes).layer(axum::middleware::from_fn(version::negotiate))
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+/// Threads that may read log files at once; the unit bounds the tasks of the service.
+const BLOCKING_THREADS: usize = 64;
+
+fn main() -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let config = Config::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
     let store = Store::new(zone::client::Client::new(&config.macro_socket));
     let app = Arc::new(App { config: config.clone(), store, events: events::Events::default(), execs: Mutex::default() });
     let router = router(app.clone());

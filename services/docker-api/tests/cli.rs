@@ -7,7 +7,7 @@
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use axum::routing::post;
+use axum::routing::{get, post};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use std::io::Write;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zone::client::{Client, Event, Operation};
 use zone::image::{Image, ImageSpec, ImageStatus};
 use zone::log::{Data, Record};
@@ -218,9 +218,16 @@ impl Double {
             return self.removed(&pod).await;
         }
         self.record(&pod, Data::Started { pid: 2 });
-        if args[0] == "cat" {
+        if args[0] == "cat" || args[0] == "sleep" {
             let state = (self.clone(), Arc::new(pod.clone()));
-            let router = axum::Router::new().route("/containers/{id}/attach", post(attached)).with_state(state);
+            let router = axum::Router::new()
+                .route("/containers/{id}/attach", post(attached))
+                .route("/containers/{id}/exec", post(async || (StatusCode::CREATED, axum::Json(json!({"Id": "e".repeat(64)})))))
+                .route("/containers/{id}/top", get(async || axum::Json(json!({"Titles": ["PID"], "Processes": [["7"]]}))))
+                .route("/exec/{id}/start", post(executed))
+                .route("/exec/{id}/json", get(async || axum::Json(json!({"Running": false, "ExitCode": 3}))))
+                .with_state(state);
+            let _ = std::fs::remove_file(self.dir.join("run").join(&pod.meta.name).join("agent.sock"));
             let dir = self.dir.join("run").join(&pod.meta.name);
             std::fs::create_dir_all(&dir).unwrap();
             let listener = tokio::net::UnixListener::bind(dir.join("agent.sock")).unwrap();
@@ -275,6 +282,36 @@ async fn attached(State((double, pod)): State<(Arc<Double>, Arc<Resource<Pod>>)>
         double.exit(&pod, 0).await;
     });
     (StatusCode::SWITCHING_PROTOCOLS, [("connection", "Upgrade"), ("upgrade", "tcp")])
+}
+
+/// An exec gives back its input, as a frame of standard output.
+async fn executed(mut request: Request) -> impl IntoResponse {
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        let mut input = Vec::new();
+        stream.read_to_end(&mut input).await.unwrap();
+        let length = u32::try_from(input.len()).unwrap().to_be_bytes();
+        stream.write_all(&[&[1, 0, 0, 0][..], &length, &input].concat()).await.unwrap();
+        stream.shutdown().await.unwrap();
+    });
+    (StatusCode::SWITCHING_PROTOCOLS, [("connection", "Upgrade"), ("upgrade", "tcp")])
+}
+
+#[test]
+fn an_exec_carries_both_ways_and_tells_its_exit_code() {
+    let zone = Zone::start();
+    zone.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "60"]);
+    let output = zone.docker(&["exec", "-i", "box", "cat"], "there and back\n");
+    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("there and back\n", Some(3)), "{}{}", text(&output.stderr), zone.log());
+    assert_eq!(zone.ok(&["top", "box"]).lines().collect::<Vec<_>>(), ["PID", "7"]);
+    zone.ok(&["rm", "-f", "box"]);
+    assert!(zone.fails(&["exec", "box", "true"], 1).contains("No such container: box"));
+    let events = zone.ok(&["events", "--since", "1h", "--until", "0s", "--filter", "type=container", "--format", "{{.Action}}"]);
+    let actions: Vec<&str> = events.lines().collect();
+    for action in ["create", "start", "exec_create: cat", "die", "destroy"] {
+        assert!(actions.contains(&action), "{action}: {actions:?}");
+    }
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub async fn start_one(app: &App, container: &Container) -> Result<()> {
     judge(&now, before)
 }
 
-/// A start that was given up is not tried again.
+/// A start that was given up is not tried again; a container that removes itself is removed, as if it had run.
 async fn give_up(app: &App, container: &Container) {
     let stopped = app.store.modify_spec::<Pod>(&container.pod.meta.name, |spec| {
         spec.desired = Desired::Stopped;
@@ -93,6 +93,12 @@ async fn give_up(app: &App, container: &Container) {
     });
     if let Err(error) = stopped.await {
         tracing::warn!(%error, container = %container.id(), "cannot take a failed start back");
+    }
+    if container.pod.spec.auto_remove
+        && wait_exited(app, container, Some(STOP_MARGIN)).await.is_some()
+        && let Err(error) = super::remove::remove_one(app, container, true).await
+    {
+        tracing::warn!(%error, container = %container.id(), "cannot remove a container that did not start");
     }
 }
 
