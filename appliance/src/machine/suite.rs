@@ -43,6 +43,8 @@ pub fn booted(workspace: &Path, dir: &StateDir, full: bool, report: &mut Report)
     let mut variables = env::variables(dir, &zone);
     let program = std::env::current_exe().context("cannot find this program again")?;
     variables.push(("KRAUD_APPLIANCE", program.display().to_string()));
+    // The containers' image is made of it.
+    variables.push(("KRAUD_BUSYBOX", zone.plan.tools.join("usr/bin/busybox").display().to_string()));
     variables.push(("KRAUD_FULL", if full { "1" } else { "0" }.into()));
     let args = ["nextest", "run", "-p", "qemu-tests", "--features", "booted", "--no-fail-fast"];
     stage(report, "tests of the booted image", |_| cargo(workspace, &args, &variables))
