@@ -34,11 +34,11 @@ pub fn default_root() -> Result<PathBuf> {
 }
 
 impl Cache {
-    /// Opens the cache at `root`, makes it when it is not there, and clears what a killed build left.
+    /// Opens the cache at `root`, makes it when it is not there, and clears what a killed build left. Waits for another build.
     ///
     /// # Errors
-    /// When another build has it, or the disk is too full to build.
-    pub fn open(root: PathBuf, host: Host) -> Result<Self> {
+    /// When it cannot be made or read.
+    pub fn open(root: PathBuf, host: Host, progress: &mut dyn Progress) -> Result<Self> {
         for dir in ["tmp", "logs"] {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).at("make", &dir)?;
@@ -46,7 +46,8 @@ impl Cache {
         let path = root.join("lock");
         let lock = File::create(&path).at("open", &path)?;
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::Busy { path: root });
+            progress.note(&format!("another build uses {}: waiting until it ends", root.display()));
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).at("lock", &path)?;
         }
         let cache = Self { root, host, _lock: lock };
         for left in fs::read_dir(cache.root.join("tmp")).at("read", &cache.root)?.flatten() {

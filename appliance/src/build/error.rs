@@ -56,9 +56,6 @@ pub enum Error {
 
     #[error("no home for the cache: set HOME or XDG_CACHE_HOME")]
     NoHome,
-
-    #[error("another build uses the cache {}: wait until it ends", path.display())]
-    Busy { path: PathBuf },
 }
 
 /// Gives an I/O error the thing it happened to.

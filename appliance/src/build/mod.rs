@@ -73,6 +73,15 @@ pub trait Progress {
     fn note(&mut self, text: &str);
 }
 
+/// Tells nobody.
+struct Quiet;
+
+impl Progress for Quiet {
+    fn started(&mut self, _: &str) {}
+    fn finished(&mut self, _: &str, _: Outcome, _: Duration) {}
+    fn note(&mut self, _: &str) {}
+}
+
 /// What a build left behind. All paths are absolute and stay valid until `cache gc`.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -103,7 +112,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     if host.uses_sudo() {
         progress.note("not root: the trees, the root, the extension and the disk image are made through sudo");
     }
-    let cache = Cache::open(cache_root(options)?, host)?;
+    let cache = Cache::open(cache_root(options)?, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
     let sources = Sources::detect(options.mirror.as_deref())?;
     let lock = Lock::read(&recipes.join("packages.lock"))?;
@@ -197,7 +206,7 @@ fn check_lock(
 /// As [`build`].
 pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Vec<String>> {
     let host = Host::detect()?;
-    let cache = Cache::open(cache_root(options)?, host)?;
+    let cache = Cache::open(cache_root(options)?, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
     let sources = Sources::detect(options.mirror.as_deref())?;
     let path = recipes.join("packages.lock");
@@ -225,8 +234,8 @@ pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Resu
 /// Removes what no build has used for `age` from the cache; returns what it removed.
 ///
 /// # Errors
-/// When another build has the cache, or something cannot be removed.
+/// When something cannot be removed.
 pub fn collect_cache(cache: Option<&std::path::Path>, age: Duration) -> Result<Vec<PathBuf>> {
     let root = cache.map_or_else(cache::default_root, |path| Ok(path.to_owned()))?;
-    Cache::open(root, Host::detect()?)?.collect(age)
+    Cache::open(root, Host::detect()?, &mut Quiet)?.collect(age)
 }
