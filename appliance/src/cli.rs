@@ -37,6 +37,13 @@ pub enum Command {
     Kill,
     /// Measure the running zone
     Bench(Bench),
+    /// Take the versions that the mirror has now into image-recipes/packages.lock
+    Lock(Source),
+    /// Look after the builder's cache
+    #[command(subcommand)]
+    Cache(Cache),
+    /// Show what the image's size is made of
+    Size(Source),
     /// Owns a zone; started by `run`
     #[command(hide = true)]
     Supervise(Supervise),
@@ -169,6 +176,17 @@ pub struct Bench {
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// `cache`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Cache {
+    /// Remove what no build has used for a while
+    Gc {
+        /// How long, in days
+        #[arg(long, value_name = "DAYS", default_value_t = 14)]
+        days: u32,
+    },
 }
 
 /// `supervise`.

@@ -11,7 +11,7 @@ use cli::{Cli, Command};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod cli;
 
@@ -42,6 +42,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Stop => done(control::stop(&dir()?)),
         Command::Kill => done(control::kill(&dir()?)),
         Command::Bench(options) => done(bench::run(&door(&dir()?)?, options.name.as_deref(), options.json)),
+        Command::Lock(source) => done(refresh_lock(&source)),
+        Command::Cache(cli::Cache::Gc { days }) => done(collect_cache(days)),
+        Command::Size(source) => done(size(&source)),
         Command::Supervise(_) => Ok(ExitCode::FAILURE),
     }
 }
@@ -52,7 +55,8 @@ fn done(result: Result<()>) -> Result<ExitCode> {
 
 /// The sources that this program was built from.
 fn workspace() -> Result<PathBuf> {
-    let package = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     let root = package.parent().unwrap_or(Path::new("/")).to_owned();
     if root.join("image-recipes").is_dir() {
         return Ok(root);
@@ -60,15 +64,48 @@ fn workspace() -> Result<PathBuf> {
     anyhow::bail!("the project's sources are not in {}: run `cargo appliance` in them", root.display())
 }
 
-fn build_image(source: &cli::Source, variant: Variant, report: &mut Report) -> Result<Built> {
-    let options = BuildOptions {
+fn build_options(source: &cli::Source, variant: Variant) -> Result<BuildOptions> {
+    Ok(BuildOptions {
         workspace: workspace()?,
         cache: None,
         variant,
         mirror: source.mirror.clone(),
         locked: source.locked,
-    };
-    build::build(&options, report).context("the image was not built")
+    })
+}
+
+fn build_image(source: &cli::Source, variant: Variant, report: &mut Report) -> Result<Built> {
+    build::build(&build_options(source, variant)?, report).context("the image was not built")
+}
+
+fn refresh_lock(source: &cli::Source) -> Result<()> {
+    let mut report = Report::new();
+    let changed = build::refresh_lock(&build_options(source, Variant::Development)?, &mut report)?;
+    drop(report);
+    for line in &changed {
+        print(line);
+    }
+    print(&format!("{} packages changed", changed.len()));
+    Ok(())
+}
+
+fn collect_cache(days: u32) -> Result<()> {
+    let removed = build::collect_cache(None, Duration::from_secs(u64::from(days) * 24 * 3600))?;
+    for path in &removed {
+        print(&format!("removed {}", path.display()));
+    }
+    print(&format!("{} entries removed", removed.len()));
+    Ok(())
+}
+
+fn size(source: &cli::Source) -> Result<()> {
+    let mut report = Report::new();
+    let built = build_image(source, Variant::Release, &mut report)?;
+    drop(report);
+    for item in build::size::report(&built.image, &built.root)? {
+        print(&format!("{:>12.1} MiB  {}", item.bytes as f64 / f64::from(1 << 20), item.name));
+    }
+    Ok(())
 }
 
 fn build_only(options: &cli::Build) -> Result<()> {
