@@ -14,10 +14,12 @@
 #![cfg_attr(not(test), no_main)]
 
 mod agent;
+mod archive;
 mod attach;
 mod boot;
 mod caps;
 mod cgroup;
+mod changes;
 mod child;
 mod console;
 mod container;
@@ -34,7 +36,9 @@ mod program;
 mod pump;
 mod rootfs;
 mod signals;
+mod stats;
 mod sys;
+mod top;
 mod user;
 mod volumes;
 

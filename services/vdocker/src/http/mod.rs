@@ -5,7 +5,7 @@
 
 pub mod request;
 pub mod response;
-mod route;
+pub mod route;
 
 use crate::agent::{Agent, spawn};
 use crate::console;
@@ -13,7 +13,7 @@ use crate::platform::Stream;
 use crate::sys;
 use request::{Request, RequestError};
 use response::{Answer, Response};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +21,9 @@ use zone::bundle::READY_PORT;
 
 /// The most connections at a time; further ones are closed at once.
 const MAX_CONNECTIONS: usize = 256;
+
+/// How much of a body that nobody wants is read and dropped.
+const MAX_DRAINED: u64 = 1 << 30;
 
 /// Listens, tells the host that it may connect, and serves until the power goes.
 pub fn serve(agent: &Arc<Agent>) {
@@ -81,7 +84,8 @@ fn connection(agent: &Arc<Agent>, stream: &Arc<Stream>) {
         let head_only = request.method == "HEAD";
         match route::answer(agent, &mut request) {
             Answer::Response(response) => {
-                // What the handler has not read of the body would be taken for the next request.
+                // A client that is still sending would see a broken connection instead of the answer.
+                let _ = std::io::copy(&mut request.body().take(MAX_DRAINED), &mut std::io::sink());
                 let keep = request.keep_alive && request.body_is_read();
                 if write(stream, &response, head_only, keep).is_err() || !keep {
                     return;

@@ -6,7 +6,7 @@ use crate::agent::Agent;
 use crate::attach;
 use crate::container::Container;
 use crate::exec::{Exec, set_size};
-use crate::signals;
+use crate::{archive, changes, signals, stats, top};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ fn state(agent: &Agent) -> Response {
     let mut all = Map::new();
     for (id, container) in &agent.containers {
         let state = container.state();
-        let one = json!({"pid": state.pid, "running": state.running, "paused": state.paused, "exit_code": state.exit_code});
+        let one = json!({"pid": state.pid, "running": state.running, "paused": state.paused, "exit_code": state.exit_code, "execs": agent.execs.running(id)});
         all.insert(id.clone(), one);
     }
     Response::json(200, &json!({ "containers": all }))
@@ -72,6 +72,12 @@ fn container_action(agent: &Arc<Agent>, request: &mut Request, method: &str, id:
         ("POST", "resize") => resize(container.terminal.get(), request),
         ("POST", "pause") => pause(container, true),
         ("POST", "unpause") => pause(container, false),
+        ("GET", "top") => running(container).map(|()| Response::json(200, &top::top(container, request.query("ps_args"))).into()),
+        ("GET", "stats") => running(container).map(|()| Response::json(200, &stats::sample(container)).into()),
+        ("GET", "changes") => Ok(Response::json(200, &changes::changes(&container.rootfs.lower, &container.rootfs.upper)).into()),
+        ("HEAD", "archive") => archive::head(container, request),
+        ("GET", "archive") => archive::get(container, request),
+        ("PUT", "archive") => archive::put(container, request),
         ("POST", "exec") => create_exec(agent, container, request),
         _ => refuse(404, "page not found"),
     }
