@@ -53,15 +53,15 @@ fn done(result: Result<()>) -> Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-/// The sources that this program was built from.
+/// The sources that this program was built from, or those that cargo runs it in.
 fn workspace() -> Result<PathBuf> {
-    let package =
-        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    let root = package.parent().unwrap_or(Path::new("/")).to_owned();
-    if root.join("image-recipes").is_dir() {
-        return Ok(root);
-    }
-    anyhow::bail!("the project's sources are not in {}: run `cargo appliance` in them", root.display())
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| built_in.to_owned(), PathBuf::from);
+    let root = package.ancestors().chain(built_in.ancestors()).find(|dir| dir.join("image-recipes").is_dir());
+    let root = root.map(Path::to_owned);
+    root.with_context(|| {
+        format!("the project's sources are not in {}: run `cargo appliance` in them", package.display())
+    })
 }
 
 fn build_options(source: &cli::Source, variant: Variant) -> Result<BuildOptions> {
