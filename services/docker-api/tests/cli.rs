@@ -307,7 +307,8 @@ fn an_exec_carries_both_ways_and_tells_its_exit_code() {
     assert_eq!(zone.ok(&["top", "box"]).lines().collect::<Vec<_>>(), ["PID", "7"]);
     zone.ok(&["rm", "-f", "box"]);
     assert!(zone.fails(&["exec", "box", "true"], 1).contains("No such container: box"));
-    let events = zone.ok(&["events", "--since", "1h", "--until", "0s", "--filter", "type=container", "--format", "{{.Action}}"]);
+    let now = format!("{}.{:09}", now_ns() / 1_000_000_000, now_ns() % 1_000_000_000);
+    let events = zone.ok(&["events", "--since", "1h", "--until", &now, "--filter", "type=container", "--format", "{{.Action}}"]);
     let actions: Vec<&str> = events.lines().collect();
     for action in ["create", "start", "exec_create: cat", "die", "destroy"] {
         assert!(actions.contains(&action), "{action}: {actions:?}");

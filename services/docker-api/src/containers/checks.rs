@@ -27,7 +27,7 @@ const MAX_VCPUS: u64 = 64;
 ///
 /// # Errors
 /// 400 for what is wrong or cannot be done.
-pub fn host_config(host: &HostConfig, _tty: bool) -> Result<Vec<String>> {
+pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     memory(host)?;
     if host.nano_cpus.unwrap_or_default() != 0 && (host.cpu_period.unwrap_or_default() != 0 || host.cpu_quota.unwrap_or_default() != 0) {
@@ -317,7 +317,7 @@ mod tests {
             (json!({"LogConfig": {"Type": "syslog"}}), "no log driver named 'syslog'"),
             (json!({"Devices": [{}]}), "microVM"),
         ] {
-            let failure = host_config(&host(config.clone()), false).unwrap_err();
+            let failure = host_config(&host(config.clone())).unwrap_err();
             assert!(failure.status == 400 && failure.message.contains(part), "{config}: {failure}");
         }
     }

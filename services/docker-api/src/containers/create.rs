@@ -34,7 +34,10 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) ->
     let request: Create = serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let wanted_name = params.get("name").map(names::container_name).transpose()?;
     let host = request.host_config.clone().unwrap_or_default();
-    let warnings = checks::host_config(&host, request.tty.unwrap_or_default())?;
+    let mut warnings = checks::host_config(&host)?;
+    if raw["Healthcheck"]["Test"].as_array().is_some_and(|t| t.first().is_some_and(|w| w != "NONE")) {
+        warnings.push("health checks are not run yet".into());
+    }
     let reference = request.image.as_deref().unwrap_or_default();
     let image = images::find_or_refresh(&app, reference).await?;
     checks::platform(params.get("platform"), reference, &image)?;

@@ -76,7 +76,7 @@ pub async fn update(State(app): State<Arc<App>>, Path(id): Path<String>, body: B
         return Err(Failure::invalid("Restart policy cannot be updated because AutoRemove is enabled for the container"));
     }
     // The limits belong together, so what is not given is taken from what is there.
-    checks::host_config(&HostConfig { restart_policy: None, ..wanted.clone() }, false)?;
+    checks::host_config(&HostConfig { restart_policy: None, ..wanted.clone() })?;
     let memory = wanted.memory.filter(|m| *m > 0);
     let cpus = wanted.nano_cpus.unwrap_or_default() > 0 || wanted.cpu_quota.unwrap_or_default() > 0;
     app.store
