@@ -18,9 +18,9 @@ const STEP: u64 = 16 << 20;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Pool {
-    #[serde(alias = "size", alias = "size_bytes")]
+    #[serde(alias = "pool_bytes")]
     bytes: u64,
-    #[serde(alias = "free")]
+    #[serde(alias = "pool_free_bytes")]
     free_bytes: u64,
     health: String,
 }
@@ -112,7 +112,7 @@ mod tests {
     fn a_machine_knows_itself() {
         let dir = tempfile::tempdir().unwrap();
         let places = Places { pool: dir.path().join("pool.json"), os_release: dir.path().join("os-release") };
-        fs::write(&places.pool, r#"{"bytes":100,"free_bytes":40,"health":"ONLINE","more":1}"#).unwrap();
+        fs::write(&places.pool, r#"{"pool_bytes":100,"pool_free_bytes":40,"health":"ONLINE","more":1}"#).unwrap();
         fs::write(&places.os_release, "IMAGE_VERSION=7\nVARIANT_ID=\"development\"\n").unwrap();
         let status = look(&places, &["10.0.0.1".parse().unwrap()]);
         assert_eq!((status.pool_bytes, status.pool_free_bytes, status.pool_health.as_str()), (100, 40, "ONLINE"));

@@ -3,11 +3,11 @@
 //! Must not: decide anything, or know of pods. Names of units are the callers'.
 //! Source: org.freedesktop.systemd1(5), systemd 257.
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
 use std::collections::HashMap;
 use tokio::sync::mpsc;
 use zbus::message::Type as MessageType;
-use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, Variant};
+use zbus::{Connection, Message, MessageStream, OwnedObjectPath, Variant};
 
 const SERVICE: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -130,27 +130,21 @@ impl Systemd {
     /// # Errors
     /// When the bus refuses the subscription.
     pub async fn ends(&self) -> Result<mpsc::Receiver<UnitEnd>, BusError> {
-        let failed = |source| BusError::Call { what: "subscribe to systemd's signals".into(), source };
-        let changed = MatchRule::builder()
-            .msg_type(MessageType::Signal)
-            .sender(SERVICE)
-            .interface("org.freedesktop.DBus.Properties")
-            .member("PropertiesChanged")
-            .path_namespace(UNITS)
-            .build()
-            .map_err(failed)?;
-        let removed = MatchRule::builder()
-            .msg_type(MessageType::Signal)
-            .sender(SERVICE)
-            .interface(MANAGER)
-            .member("UnitRemoved")
-            .build()
-            .map_err(failed)?;
-        let changed = MessageStream::for_match_rule(changed, &self.connection, None).await.map_err(failed)?;
-        let removed = MessageStream::for_match_rule(removed, &self.connection, None).await.map_err(failed)?;
+        let rules = [
+            format!(
+                "type='signal',sender='{SERVICE}',interface='org.freedesktop.DBus.Properties',path_namespace='{UNITS}'"
+            ),
+            format!("type='signal',sender='{SERVICE}',interface='{MANAGER}',member='UnitRemoved'"),
+        ];
+        // One stream for both: a unit's result must not be read after its end.
+        let mut signals = MessageStream::from(&self.connection);
+        for rule in rules {
+            let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+            let added = self.connection.call_method(Some(bus), path, Some(bus), "AddMatch", &(rule,)).await;
+            added.map_err(|source| BusError::Call { what: "subscribe to systemd's signals".into(), source })?;
+        }
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(async move {
-            let mut signals = stream::select(changed, removed);
             let mut ends = Ends::default();
             while let Some(signal) = signals.next().await {
                 let Ok(signal) = signal else { continue };
@@ -191,6 +185,9 @@ struct Ends {
 
 impl Ends {
     fn take(&mut self, signal: &Message) -> Option<UnitEnd> {
+        if signal.message_type() != MessageType::Signal {
+            return None;
+        }
         let header = signal.header();
         match header.member()?.as_str() {
             "UnitRemoved" => {
