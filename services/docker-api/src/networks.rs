@@ -2,12 +2,14 @@
 //!
 //! `host` and `none` exist only here, as Docker's clients expect to see them; everything else is a resource.
 
+mod connect;
+
 use crate::App;
 use crate::containers::request::EndpointConfig;
 use crate::errors::{Failure, Result};
 use crate::filters::Params;
 use crate::names::{self, seconds};
-use crate::state::{Container, World};
+use crate::state::World;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -23,8 +25,7 @@ use std::time::Duration;
 use zone::client::Operation;
 use zone::endpoint::{Endpoint, EndpointSpec};
 use zone::network::{DEFAULT_NETWORK, Network, NetworkName, NetworkSpec};
-use zone::pod::Pod;
-use zone::{ContainerId, EndpointId, ErrorKind, NetworkId, PodId, Resource};
+use zone::{ContainerId, ErrorKind, NetworkId, PodId, Resource};
 
 /// How long a new network may take until the answer is sent without its being ready.
 const READY: Duration = Duration::from_secs(10);
@@ -41,8 +42,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
         .route("/networks/{id}", get(inspect).delete(remove))
-        .route("/networks/{id}/connect", post(connect))
-        .route("/networks/{id}/disconnect", post(disconnect))
+        .route("/networks/{id}/connect", post(connect::connect))
+        .route("/networks/{id}/disconnect", post(connect::disconnect))
 }
 
 /// The network that a container asks for.
@@ -350,68 +351,6 @@ async fn prune(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value
         }
     }
     Ok(Json(json!({"NetworksDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }})))
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Connect {
-    container: String,
-    endpoint_config: Option<EndpointConfig>,
-    force: Option<bool>,
-}
-
-fn stopped(world: &World, key: &str) -> Result<Container> {
-    let container = world.container(key)?;
-    if !container.is_active() {
-        return Ok(container);
-    }
-    Err(Failure::not_implemented(format!(
-        "container {} runs, and the networks of a running container cannot be changed yet; stop it first",
-        container.spec().name
-    )))
-}
-
-async fn connect(State(app): State<Arc<App>>, Path(id): Path<String>, body: Bytes) -> Result<StatusCode> {
-    let raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let request: Connect = serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let world = app.store.world();
-    let network = find_for_container(&world, &id)?;
-    let container = stopped(&world, &request.container)?;
-    let pod = PodId::new(&container.pod.meta.name);
-    let endpoint_id = EndpointId::of(&pod, &NetworkId::new(&network.meta.name));
-    if container.pod.spec.endpoints.contains(&endpoint_id) {
-        return Err(Failure::forbidden(format!("endpoint with name {} already exists in network {}", container.spec().name, network.spec.name)));
-    }
-    let config = request.endpoint_config.unwrap_or_default();
-    let made = endpoint(&network, &pod, container.id(), &container.spec().name, None, &config)?;
-    let mut spec = container.pod.spec.clone();
-    spec.endpoints.push(endpoint_id.clone());
-    for one in spec.containers.iter_mut().filter(|c| c.id == *container.id()) {
-        if !one.docker["NetworkingConfig"]["EndpointsConfig"].is_object() {
-            one.docker["NetworkingConfig"] = json!({"EndpointsConfig": {}});
-        }
-        one.docker["NetworkingConfig"]["EndpointsConfig"][&network.spec.name] = raw["EndpointConfig"].clone();
-    }
-    let operations = vec![Operation::create::<Endpoint>(endpoint_id.as_str(), &made, None)?, Operation::update_spec::<Pod>(&container.pod, &spec)?];
-    app.store.transact(operations).await?;
-    Ok(StatusCode::OK)
-}
-
-async fn disconnect(State(app): State<Arc<App>>, Path(id): Path<String>, body: Bytes) -> Result<StatusCode> {
-    let request: Connect = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    tracing::debug!(force = request.force, "disconnect");
-    let world = app.store.world();
-    let network = world.network(&id)?;
-    let container = stopped(&world, &request.container)?;
-    let gone = EndpointId::of(&PodId::new(&container.pod.meta.name), &NetworkId::new(&network.meta.name));
-    if !container.pod.spec.endpoints.contains(&gone) {
-        return Err(Failure::forbidden(format!("container {} is not connected to network {}", container.id(), network.spec.name)));
-    }
-    let mut spec = container.pod.spec.clone();
-    spec.endpoints.retain(|e| *e != gone);
-    let operations = vec![Operation::delete::<Endpoint>(gone.as_str()), Operation::update_spec::<Pod>(&container.pod, &spec)?];
-    app.store.transact(operations).await?;
-    Ok(StatusCode::OK)
 }
 
 #[cfg(test)]

@@ -42,6 +42,11 @@ impl Baseline {
     }
 }
 
+/// The files are made first and given to the group next, and they go with the container.
+fn not_yet(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+}
+
 /// A container's log, as it grows.
 pub struct Follower {
     reader: Option<LogReader>,
@@ -65,7 +70,11 @@ impl Follower {
     ) -> io::Result<Self> {
         let dir = files[0].parent().map(PathBuf::from).unwrap_or_default();
         let events = Inotify::init().and_then(|i| i.into_event_stream(vec![0; 4096])).ok();
-        let make = move || if at_end { LogReader::at_end(files) } else { Ok(LogReader::new(files)) };
+        let make = move || match at_end.then(|| LogReader::at_end(files.clone())) {
+            Some(Err(error)) if not_yet(&error) => Ok(LogReader::new(files)),
+            Some(reader) => reader,
+            None => Ok(LogReader::new(files)),
+        };
         let mut follower = Self { reader: None, dir, events, watched: false, changes, container };
         follower.watch();
         follower.reader = Some(tokio::task::spawn_blocking(make).await.map_err(io::Error::other)??);
@@ -77,7 +86,10 @@ impl Follower {
             return;
         }
         if let Some(events) = &self.events {
-            self.watched = events.watches().add(&self.dir, WatchMask::MODIFY | WatchMask::CREATE).is_ok();
+            self.watched = events.watches().add(&self.dir, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::ATTRIB).is_ok();
+            if !self.watched && self.dir.exists() {
+                tracing::debug!(dir = %self.dir.display(), "a log's folder cannot be watched yet");
+            }
         }
     }
 
@@ -95,8 +107,7 @@ impl Follower {
         .map_err(io::Error::other)?;
         self.reader = Some(reader);
         let mut records = match records {
-            // The folder goes with the container.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if not_yet(&error) => Vec::new(),
             other => other?,
         };
         records.retain(|r| r.container == self.container.as_str());
