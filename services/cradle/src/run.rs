@@ -22,6 +22,7 @@ use crate::virtio::vsock::{self, device::Vsock, log::LogFiles};
 use crate::virtio::{Identity, Slot};
 use crate::vm::Vm;
 use anyhow::{Context, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex};
@@ -30,6 +31,7 @@ use zone::bundle::Bundle;
 const FIRST_LINE: u32 = 5;
 const LINES: u32 = boot::mptable::LINES as u32 - FIRST_LINE;
 const MAX_SPEC_BYTES: u64 = 16 << 20;
+const MAX_DESCRIPTORS: u64 = 2048;
 const STACK: usize = 256 * 1024;
 
 const TOKEN_END: u64 = 0;
@@ -46,6 +48,7 @@ const TOKEN_STREAMS: u64 = 1 << 32;
 /// When it cannot start.
 pub fn run(dir: &Path, pid_file: Option<&Path>) -> Result<u8> {
     seccomp::hide_memory();
+    allow_descriptors();
     let (bundle, names) = bundle::load(dir)?;
     let machine = Machine::new(&bundle, &names)?;
     let entry = machine.load(&bundle, &names)?;
@@ -224,6 +227,15 @@ impl Machine {
                 None => {}
             }
         }
+    }
+}
+
+/// A descriptor for each connection, beside the ones for devices.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(MAX_DESCRIPTORS, |maximum| maximum.min(MAX_DESCRIPTORS));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit });
     }
 }
 

@@ -4,7 +4,7 @@
 //! which the kernel on both sides checks. One thread an interface.
 
 use super::chain::Chain;
-use super::{F_EVENT_IDX, F_INDIRECT, Identity, Slot, notify};
+use super::{F_EVENT_IDX, F_INDIRECT, Identity, Slot, look_again, notify};
 use crate::epoll::{Epoll, EventFlags};
 use crate::memory::Mem;
 use anyhow::{Context, Result, bail};
@@ -142,7 +142,7 @@ impl Net {
     }
 
     /// A turn of both directions; true when there may be more to do.
-    fn serve(&mut self) -> bool {
+    pub fn serve(&mut self) -> bool {
         let slot = self.slot.clone();
         let mem = self.mem.clone();
         let mut active = slot.active();
@@ -172,9 +172,10 @@ impl Net {
 
     /// Guest to tap; true when the batch was full.
     fn transmit(&self, queue: &mut Queue, mem: &Mem) -> bool {
-        let mut count = 0;
+        let (mut count, mut idle) = (0, 0);
         loop {
             let _ = queue.disable_notification(mem);
+            let before = count;
             while count < BATCH {
                 let Some(chain) = queue.pop_descriptor_chain(mem) else { break };
                 count += 1;
@@ -189,7 +190,7 @@ impl Net {
                     return false;
                 }
             }
-            if count >= BATCH || !queue.enable_notification(mem).unwrap_or(false) {
+            if count >= BATCH || !look_again(queue, mem, count > before, &mut idle) {
                 break;
             }
         }
@@ -201,7 +202,7 @@ impl Net {
 
     /// Tap to guest; true when the batch was full.
     fn receive(&mut self, queue: &mut Queue, mem: &Mem, merge: bool) -> bool {
-        let mut count = 0;
+        let (mut count, mut idle) = (0, 0);
         let _ = queue.disable_notification(mem);
         while count < BATCH {
             if self.waiting == 0 {
@@ -213,11 +214,12 @@ impl Net {
             }
             if !deliver(queue, mem, &self.packet[..self.waiting], merge) {
                 // No room: the driver's next doorbell wakes us.
-                if !queue.enable_notification(mem).unwrap_or(false) {
+                if !look_again(queue, mem, false, &mut idle) {
                     break;
                 }
                 continue;
             }
+            idle = 0;
             self.waiting = 0;
             count += 1;
         }

@@ -1,7 +1,7 @@
 //! virtio-rng: random bytes from the host's kernel.
 
 use super::chain::Chain;
-use super::{F_EVENT_IDX, Identity, Slot, notify};
+use super::{F_EVENT_IDX, Identity, Slot, look_again, notify};
 use crate::memory::Mem;
 use std::sync::Arc;
 use virtio_queue::QueueT as _;
@@ -36,9 +36,12 @@ impl Rng {
         let mut active = self.slot.active();
         let Some(queue) = active.as_mut().and_then(|a| a.queues.first_mut()) else { return };
         let mem = &*self.mem;
+        let mut idle = 0;
         loop {
             let _ = queue.disable_notification(mem);
+            let mut took = false;
             while let Some(chain) = queue.pop_descriptor_chain(mem) {
+                took = true;
                 let head = chain.head_index();
                 let len = Chain::collect(chain, mem, MAX_CHAIN).map_or(0, |mut chain| {
                     let mut bytes = vec![0u8; chain.writable.len().min(MAX_BYTES)];
@@ -49,7 +52,7 @@ impl Rng {
                     return;
                 }
             }
-            if !queue.enable_notification(mem).unwrap_or(false) {
+            if !look_again(queue, mem, took, &mut idle) {
                 break;
             }
         }

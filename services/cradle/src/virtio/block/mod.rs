@@ -7,7 +7,7 @@ pub mod request;
 
 use self::extents::Extents;
 use super::chain::Chain;
-use super::{F_EVENT_IDX, F_INDIRECT, Identity, Slot, notify};
+use super::{F_EVENT_IDX, F_INDIRECT, Identity, Slot, look_again, notify};
 use crate::epoll::{Epoll, EventFlags};
 use crate::memory::Mem;
 use std::io;
@@ -61,13 +61,17 @@ impl Block {
         Self { slot, mem, disk }
     }
 
-    fn serve(&self) {
+    /// Does what the guest has asked for.
+    pub fn serve(&self) {
         let mut active = self.slot.active();
         let Some(queue) = active.as_mut().and_then(|a| a.queues.first_mut()) else { return };
         let mem = &*self.mem;
+        let mut idle = 0;
         loop {
             let _ = queue.disable_notification(mem);
+            let mut took = false;
             while let Some(chain) = queue.pop_descriptor_chain(mem) {
+                took = true;
                 let head = chain.head_index();
                 let len = Chain::collect(chain, mem, MAX_BYTES).map_or(0, |chain| request::serve(&self.disk, chain));
                 if queue.add_used(mem, head, len).is_err() {
@@ -75,7 +79,7 @@ impl Block {
                 }
                 notify(&self.slot, queue, mem);
             }
-            if !queue.enable_notification(mem).unwrap_or(false) {
+            if !look_again(queue, mem, took, &mut idle) {
                 return;
             }
         }

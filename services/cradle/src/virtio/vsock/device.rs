@@ -10,7 +10,7 @@ use super::{GUEST_CID, HOST_CID};
 use crate::epoll::{Epoll, EventFlags};
 use crate::memory::Mem;
 use crate::virtio::chain::{Buffers, Chain};
-use crate::virtio::{Slot, notify};
+use crate::virtio::{Slot, look_again, notify};
 use rustix::net::{SocketFlags, accept_with};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -129,13 +129,14 @@ impl Vsock {
 
 /// Guest to host; true when there was something.
 fn take(sockets: &mut Sockets, queue: &mut Queue, mem: &Mem, epoll: &Epoll) -> io::Result<bool> {
-    let mut any = false;
+    let (mut any, mut idle) = (false, 0);
     loop {
         let _ = queue.disable_notification(mem);
+        let mut took = false;
         while sockets.resets.len() < MAX_RESETS
             && let Some(chain) = queue.pop_descriptor_chain(mem)
         {
-            any = true;
+            (any, took) = (true, true);
             let head = chain.head_index();
             if let Ok(mut chain) = Chain::collect(chain, mem, HEADER + MAX_DATA) {
                 let mut bytes = [0; HEADER];
@@ -147,7 +148,7 @@ fn take(sockets: &mut Sockets, queue: &mut Queue, mem: &Mem, epoll: &Epoll) -> i
                 return Ok(any);
             }
         }
-        if sockets.resets.len() >= MAX_RESETS || !queue.enable_notification(mem).unwrap_or(false) {
+        if sockets.resets.len() >= MAX_RESETS || !look_again(queue, mem, took, &mut idle) {
             return Ok(any);
         }
     }
@@ -155,15 +156,16 @@ fn take(sockets: &mut Sockets, queue: &mut Queue, mem: &Mem, epoll: &Epoll) -> i
 
 /// Host to guest; true when there was something.
 fn give(sockets: &mut Sockets, queue: &mut Queue, mem: &Mem) -> bool {
-    let mut any = false;
+    let (mut any, mut idle) = (false, 0);
     while sockets.has_something() {
         let before = queue.next_avail();
         let Some(chain) = queue.pop_descriptor_chain(mem) else {
-            if queue.enable_notification(mem).unwrap_or(false) {
+            if look_again(queue, mem, false, &mut idle) {
                 continue;
             }
             break;
         };
+        idle = 0;
         let head = chain.head_index();
         let len = match Chain::collect(chain, mem, 1 << 20) {
             Ok(mut chain) if chain.writable.len() >= HEADER => {
@@ -216,7 +218,8 @@ impl Sockets {
                     self.settle(key);
                 }
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-                // Also when there are no descriptors left: the next event tries again.
+                // No descriptors left: any later event tries again.
+                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => break,
                 Err(_) => self.listener_ready = false,
             }
         }
