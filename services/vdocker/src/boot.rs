@@ -78,6 +78,8 @@ fn start_all(agent: &Arc<Agent>) {
                     owner.container_ended();
                 });
                 if !attended {
+                    // Its pipes are closed again, so it would not do much anyway.
+                    agent.log.send(wanted.id.as_str(), Data::Failed(other("the guest has no memory for a thread")));
                     agent.container_ended();
                 }
             }

@@ -112,6 +112,12 @@ pub fn mount_hierarchy(place: &Path) -> Option<PathBuf> {
     rustix::mount::mount("cgroup2", place, "cgroup2", flags, None).ok()?;
     let controllers = fs::read_to_string(place.join("cgroup.controllers")).unwrap_or_default();
     let wanted: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();
-    let _ = fs::write(place.join("cgroup.subtree_control"), wanted.join(" "));
+    let control = place.join("cgroup.subtree_control");
+    if fs::write(&control, wanted.join(" ")).is_err() {
+        // All or nothing: one that cannot be passed on must not keep the others away.
+        for one in wanted {
+            let _ = fs::write(&control, one);
+        }
+    }
     Some(place.to_owned())
 }

@@ -81,9 +81,13 @@ impl Rootfs {
 
     /// Takes the file systems off, so that the writable layer is clean on its disk. Errors are of no use at this point.
     pub fn unmount(&self) {
+        crate::sys::forget_file(self.root.fd());
         // Detached from the tree at once, gone with the last user: the container's processes are dead by now.
-        let _ = unmount(&self.path, UnmountFlags::DETACH);
-        let _ = unmount(&self.writable, UnmountFlags::empty());
+        for (place, flags) in [(&self.path, UnmountFlags::DETACH), (&self.writable, UnmountFlags::empty())] {
+            if let Err(error) = unmount(place, flags) {
+                crate::console::say(&format!("cannot unmount {}: {error}", place.display()));
+            }
+        }
     }
 }
 

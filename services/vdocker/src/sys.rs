@@ -81,6 +81,14 @@ pub fn open_terminal(ptmx: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes a descriptor stand for nothing, so that what it stood for can be unmounted while others still hold the number.
+pub fn forget_file(fd: BorrowedFd<'_>) {
+    if let Ok(null) = std::fs::File::open("/dev/null") {
+        // SAFETY: takes no pointers; both descriptors are open, and the number stays open for its owner.
+        unsafe { libc::dup3(null.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) };
+    }
+}
+
 /// Sends a signal to the process of a pidfd; real-time signals too.
 ///
 /// # Errors

@@ -65,7 +65,7 @@ fn stat_header(container: &Container, target: &Target) -> String {
     let lexical = || rustix::fs::readlinkat(&target.handle, "", Vec::new()).map(|l| l.to_string_lossy().into_owned()).unwrap_or_default();
     let link = if is_link { root.real_path(&target.path).map_or_else(|_| lexical(), |p| p.to_string_lossy().into_owned()) } else { String::new() };
     let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-    let mtime = rfc3339(seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec as u64));
+    let mtime = rfc3339(seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec));
     let all = json!({"name": target.base, "size": stat.st_size, "mode": go_mode(stat.st_mode), "mtime": mtime, "linkTarget": link});
     STANDARD.encode(all.to_string())
 }

@@ -58,7 +58,7 @@ impl<W: Write> Packer<W> {
                 let link = readlinkat(at, child.unwrap_or(c""), Vec::new())?;
                 self.append(&stat, EntryType::Symlink, &name, Some(link.as_bytes()), &[], io::empty())
             }
-            FileType::RegularFile => self.file(&stat, name, open(OFlags::RDONLY | OFlags::NONBLOCK)?.into()),
+            FileType::RegularFile => self.file(&stat, &name, open(OFlags::RDONLY | OFlags::NONBLOCK)?.into()),
             FileType::CharacterDevice => self.append(&stat, EntryType::Char, &name, None, &[], io::empty()),
             FileType::BlockDevice => self.append(&stat, EntryType::Block, &name, None, &[], io::empty()),
             FileType::Fifo => self.append(&stat, EntryType::Fifo, &name, None, &[], io::empty()),
@@ -85,20 +85,20 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    fn file(&mut self, stat: &Stat, name: Vec<u8>, file: File) -> io::Result<()> {
+    fn file(&mut self, stat: &Stat, name: &[u8], file: File) -> io::Result<()> {
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)).cloned() {
-                return self.append(stat, EntryType::Link, &name, Some(&first), &[], io::empty());
+                return self.append(stat, EntryType::Link, name, Some(&first), &[], io::empty());
             }
             if self.links.len() < MAX_LINKS {
-                self.links.insert((stat.st_dev, stat.st_ino), name.clone());
+                self.links.insert((stat.st_dev, stat.st_ino), name.to_vec());
             }
         }
         let mut capability = [0u8; 64];
         let length = fgetxattr(&file, "security.capability", &mut capability).unwrap_or(0);
         // A file that shrinks meanwhile is filled up with zeroes, one that grows is cut: the header's length holds.
         let size = stat.st_size.unsigned_abs();
-        self.append(stat, EntryType::Regular, &name, None, &capability[..length], file.chain(io::repeat(0)).take(size))
+        self.append(stat, EntryType::Regular, name, None, &capability[..length], file.chain(io::repeat(0)).take(size))
     }
 
     fn append(&mut self, stat: &Stat, kind: EntryType, name: &[u8], link: Option<&[u8]>, capability: &[u8], data: impl Read) -> io::Result<()> {

@@ -9,10 +9,13 @@ pub enum Answer {
     /// Head and body at once.
     Response(Response),
     /// A body that is made while it is sent, the head included; the connection ends with it.
-    Download(Box<dyn FnOnce(&Arc<Stream>)>),
+    Download(Download),
     /// The connection becomes a stream.
     Upgrade(Upgrade),
 }
+
+/// Writes an answer, the head included.
+pub type Download = Box<dyn FnOnce(&Arc<Stream>)>;
 
 /// Takes a connection over.
 pub struct Upgrade {

@@ -20,6 +20,7 @@ pub struct Guest {
     child: Child,
     lines: Receiver<Value>,
     log: Option<UnixStream>,
+    _ready: UnixListener,
 }
 
 pub struct Answer {
@@ -73,9 +74,8 @@ pub fn boot_with(args: &[&str], container: Value, spec: Value, read_log: bool) -
         .spawn()
         .unwrap();
     let (log, _) = log.accept().unwrap();
-    drop(ready);
     let (_, lines) = channel();
-    let mut guest = Guest { dir, child, lines, log: Some(log) };
+    let mut guest = Guest { dir, child, lines, log: Some(log), _ready: ready };
     if read_log {
         guest.read_log();
     }
