@@ -39,19 +39,11 @@ impl Disks {
             self.layer(&dir.join(format!("rw-{index}.img")), uid, *size)?;
         }
         for name in ["log.0", "log.1"] {
-            let path = dir.join(name);
-            OpenOptions::new()
-                .create(true)
-                .append(true)
-                .mode(0o640)
-                .open(&path)
-                .with_context(|| format!("cannot make {path:?}"))?;
-            self.give(&path, Some(uid), 0o640)?;
+            self.log_file(&dir.join(name), uid)?;
         }
         Ok(())
     }
 
-    /// The owner comes last: until then an interrupted step is done again.
     fn give(&self, path: &Path, uid: Option<u32>, mode: u32) -> anyhow::Result<()> {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
             .with_context(|| format!("cannot set the mode of {path:?}"))?;
@@ -59,6 +51,22 @@ impl Disks {
             chown(path, uid, Some(group)).with_context(|| format!("cannot give {path:?} to {uid:?}"))?;
         }
         Ok(())
+    }
+
+    /// Appears with its owner and mode: readers that wait for it need not look twice.
+    fn log_file(&self, path: &Path, uid: u32) -> anyhow::Result<()> {
+        if path.exists() {
+            return Ok(());
+        }
+        let new = path.with_extension("new");
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o640)
+            .open(&new)
+            .with_context(|| format!("cannot make {new:?}"))?;
+        self.give(&new, Some(uid), 0o640)?;
+        fs::rename(&new, path).with_context(|| format!("cannot rename {new:?}"))
     }
 
     fn layer(&self, path: &Path, uid: u32, size: u64) -> anyhow::Result<()> {

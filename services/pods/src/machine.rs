@@ -361,7 +361,10 @@ fn fill_lost(spec: &PodSpec, status: &mut PodStatus, facts: &Facts) {
     let killed = matches!(facts.stop, Stop::Killed { .. });
     let (oom, why) = match &facts.unit {
         Unit::Failed { message } => (false, message.clone()),
-        Unit::Ended { result } => (result == "oom-kill", format!("the microVM ended without a word ({result})")),
+        Unit::Ended { result } => (
+            result == "oom-kill",
+            format!("the microVM ended without a word ({result}): the journal of its unit says more"),
+        ),
         Unit::Absent | Unit::Alive => (false, "the microVM is gone, as after a power cut".to_owned()),
     };
     for container in &spec.containers {

@@ -64,7 +64,9 @@ impl PodTask {
     ) -> Self {
         let status = view.pod.status.clone();
         let unit = if found.alive { Unit::Alive } else { Unit::Absent };
-        let facts = Facts { unit, dirty: found.dirty, booted: found.booted, ..Facts::default() };
+        // For a guest that had not powered off when this process was killed, the time to do so begins now.
+        let ended_ms = found.alive.then(|| shared.now_ms());
+        let facts = Facts { unit, dirty: found.dirty, booted: found.booted, ended_ms, ..Facts::default() };
         let id = PodId::new(view.pod.meta.name.clone());
         let (fs_units, changed) = (found.fs_units, Arc::default());
         Self { id, shared, views, ends, view, status, facts, plan: None, log: None, changed, fs_units }

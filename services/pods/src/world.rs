@@ -84,7 +84,7 @@ impl World {
         match event.kind() {
             Some(Pod::NAME) => concerned.extend([PodId::new(name)]),
             Some(Endpoint::NAME) => {
-                concerned.extend(self.pods_that(|p| p.spec.endpoints.iter().any(|e| e.as_str() == name)))
+                concerned.extend(self.pods_that(|p| p.spec.endpoints.iter().any(|e| e.as_str() == name)));
             }
             Some(Volume::NAME) => concerned.extend(self.pods_that(|p| volumes_of(p).any(|v| v.as_str() == name))),
             _ => concerned.extend(self.pods_that(|p| p.spec.containers.iter().any(|c| c.image.as_str() == name))),
