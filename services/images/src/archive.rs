@@ -74,7 +74,8 @@ impl Archive {
                 }
                 tar::EntryType::Symlink | tar::EntryType::Link => {
                     let hard = entry.header().entry_type() == tar::EntryType::Link;
-                    let target = entry.link_name().map_err(io("the archive has an unreadable link"))?.unwrap_or_default();
+                    let target =
+                        entry.link_name().map_err(io("the archive has an unreadable link"))?.unwrap_or_default();
                     let base = if hard { Path::new("") } else { Path::new(&name).parent().unwrap_or(Path::new("")) };
                     if let Some(target) = join_inside(base, &target) {
                         archive.links.insert(name, target);
@@ -117,7 +118,8 @@ impl Archive {
     /// # Errors
     /// `Invalid` when it is not there.
     pub fn reader(&self, name: &str) -> Result<impl Read + Send + use<>> {
-        let (at, size) = self.find(name).ok_or_else(|| invalid(format!("the archive has no file {name:.200?}, which it names")))?;
+        let (at, size) =
+            self.find(name).ok_or_else(|| invalid(format!("the archive has no file {name:.200?}, which it names")))?;
         let mut file = File::open(&self.path).map_err(io("cannot open an archive"))?;
         file.seek(SeekFrom::Start(at)).map_err(io("cannot read an archive"))?;
         Ok(file.take(size))
@@ -173,18 +175,17 @@ impl Archive {
         }
         let manifest = Manifest::parse(&bytes)?;
         let config = self.blob(&manifest.config, MAX_CONFIG)?;
-        let layers = manifest
-            .layers
-            .iter()
-            .map(|l| l.digest().map(|d| (blob_name(&d), Some(d))))
-            .collect::<Result<Vec<_>>>()?;
-        let media_type = if descriptor.media_type.is_empty() { manifest.media_type } else { descriptor.media_type.clone() };
+        let layers =
+            manifest.layers.iter().map(|l| l.digest().map(|d| (blob_name(&d), Some(d)))).collect::<Result<Vec<_>>>()?;
+        let media_type =
+            if descriptor.media_type.is_empty() { manifest.media_type } else { descriptor.media_type.clone() };
         let candidate = Candidate { config, manifest: Some((media_type, bytes)), layers, tags: Vec::new() };
         add(found, candidate, tags)
     }
 
     fn read_docker(&self, entry: DockerEntry, found: &mut BTreeMap<String, Candidate>) -> Result<()> {
-        let tags = entry.repo_tags.unwrap_or_default().iter().map(|t| Reference::parse(t)).collect::<Result<Vec<_>>>()?;
+        let tags =
+            entry.repo_tags.unwrap_or_default().iter().map(|t| Reference::parse(t)).collect::<Result<Vec<_>>>()?;
         let config = self.small(&inner_name(Path::new(&entry.config))?, MAX_CONFIG)?;
         let layers = entry.layers.iter().map(|l| Ok((inner_name(Path::new(l))?, None))).collect::<Result<Vec<_>>>()?;
         add(found, Candidate { config, manifest: None, layers, tags: Vec::new() }, &tags)

@@ -10,8 +10,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
-use zone::image::Image;
 use zone::Resource;
+use zone::image::Image;
 
 /// How long after a change that could not be dealt with (a load was under way, the state engine was away).
 const RETRY: Duration = Duration::from_secs(5);
@@ -91,7 +91,8 @@ pub async fn once(context: &Context, repair: bool) -> Result<bool> {
 /// Every file that belongs to an image, as far as the store can tell.
 fn files_of(context: &Context, image: &Digest) -> Vec<PathBuf> {
     let store = &context.store;
-    let mut files = vec![store.blob(image), store.merged(image), store.dir("images").join(format!("{}.json", image.hex()))];
+    let mut files =
+        vec![store.blob(image), store.merged(image), store.dir("images").join(format!("{}.json", image.hex()))];
     if let Ok((descriptor, _, manifest)) = store.manifest(image) {
         let blobs = manifest.layers.iter().chain([&descriptor]).filter_map(|d| d.digest().ok());
         files.extend(blobs.map(|d| store.blob(&d)));

@@ -18,7 +18,10 @@ impl Digest {
     /// `Invalid` when it is anything else.
     pub fn parse(text: &str) -> Result<Self, ApiError> {
         text.strip_prefix("sha256:").and_then(Self::from_hex).ok_or_else(|| {
-            ApiError::new(ErrorKind::Invalid, format!("{text:.100?} is no digest; it must be sha256: and 64 hexadecimal digits"))
+            ApiError::new(
+                ErrorKind::Invalid,
+                format!("{text:.100?} is no digest; it must be sha256: and 64 hexadecimal digits"),
+            )
         })
     }
 
@@ -120,7 +123,14 @@ mod tests {
 
     #[test]
     fn a_digest_is_refused_unless_it_is_sha256_in_lower_case() {
-        for bad in ["", "sha256:", "sha512:00", "sha256:../../etc/passwd", &format!("sha256:{}", "A".repeat(64)), &"0".repeat(64)] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha512:00",
+            "sha256:../../etc/passwd",
+            &format!("sha256:{}", "A".repeat(64)),
+            &"0".repeat(64),
+        ] {
             assert!(Digest::parse(bad).is_err(), "{bad}");
         }
         assert!(Digest::parse(&format!("sha256:{}", "0a".repeat(32))).is_ok());

@@ -44,7 +44,9 @@ pub fn io(what: impl Display) -> impl FnOnce(io::Error) -> ApiError {
         let kind = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             io::ErrorKind::FileTooLarge => ErrorKind::TooLarge,
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => ErrorKind::Invalid,
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => {
+                ErrorKind::Invalid
+            }
             _ => ErrorKind::Internal,
         };
         ApiError::new(kind, format!("{what}: {error}"))

@@ -15,13 +15,21 @@ use std::path::Path;
 ///
 /// # Errors
 /// `Invalid` when the archive or a change cannot be read.
-pub async fn import(context: &Context, spool: &Path, tags: Vec<Reference>, changes: &[String], message: &str) -> Result<Digest> {
-    let config = changes.iter().try_fold(Map::new(), |mut config, change| apply(&mut config, change).map(|()| config))?;
+pub async fn import(
+    context: &Context,
+    spool: &Path,
+    tags: Vec<Reference>,
+    changes: &[String],
+    message: &str,
+) -> Result<Digest> {
+    let config =
+        changes.iter().try_fold(Map::new(), |mut config, change| apply(&mut config, change).map(|()| config))?;
     let (store, spool) = (context.store.clone(), spool.to_owned());
     let (descriptor, diff_id) = blocking(move || {
         let open = |what| File::open(&spool).map_err(io(what));
         let (digest, size) = store.put_blob_from(open("cannot open an archive")?, MAX_LAYER, None)?;
-        let (compression, reader) = compress::reader(open("cannot open an archive")?).map_err(io("cannot read the archive"))?;
+        let (compression, reader) =
+            compress::reader(open("cannot open an archive")?).map_err(io("cannot read the archive"))?;
         let (diff_id, _) = copy_hashed(reader, std::io::sink(), MAX_LAYER).map_err(io("cannot unpack the archive"))?;
         Ok((Descriptor::new(compression.layer_media_type(), &digest, size), diff_id))
     })
@@ -45,7 +53,10 @@ fn apply(config: &mut Map<String, Value>, change: &str) -> Result<()> {
         let list = serde_json::from_str::<Vec<String>>(rest).ok();
         list.map_or_else(|| json!(["/bin/sh", "-c", rest]), |l| json!(l))
     };
-    let list = || serde_json::from_str::<Vec<String>>(rest).unwrap_or_else(|_| rest.split_whitespace().map(str::to_owned).collect());
+    let list = || {
+        serde_json::from_str::<Vec<String>>(rest)
+            .unwrap_or_else(|_| rest.split_whitespace().map(str::to_owned).collect())
+    };
     match word.to_ascii_uppercase().as_str() {
         "CMD" => drop(config.insert("Cmd".into(), exec())),
         "ENTRYPOINT" => drop(config.insert("Entrypoint".into(), exec())),
@@ -112,8 +123,17 @@ mod tests {
     #[test]
     fn dockerfile_instructions_set_the_configuration() {
         let mut c = Map::new();
-        for change in ["CMD [\"a\",\"b\"]", "entrypoint echo hi", "ENV A=1 B=\"x y\"", "ENV OLD the rest", "EXPOSE 80 53/udp", "LABEL k=v",
-            "USER 1000", "WORKDIR /w", "VOLUME [\"/data\"]"] {
+        for change in [
+            "CMD [\"a\",\"b\"]",
+            "entrypoint echo hi",
+            "ENV A=1 B=\"x y\"",
+            "ENV OLD the rest",
+            "EXPOSE 80 53/udp",
+            "LABEL k=v",
+            "USER 1000",
+            "WORKDIR /w",
+            "VOLUME [\"/data\"]",
+        ] {
             apply(&mut c, change).unwrap();
         }
         assert_eq!(

@@ -15,8 +15,8 @@ use crate::store::Store;
 use std::path::Path;
 use std::sync::Arc;
 use zone::bundle::Extent;
-use zone::image::{Image, ImageSpec, ImageStatus, Layer};
 use zone::client::{Client, Operation};
+use zone::image::{Image, ImageSpec, ImageStatus, Layer};
 use zone::{ErrorKind, ImageId, LayerId, Resource};
 
 /// An image whose blobs are in the store.
@@ -138,10 +138,12 @@ impl Context {
     fn status(&self, image: &Digest, config: &[u8], layers: &[(Digest, LayerInfo)]) -> Result<ImageStatus> {
         let merged = self.store.merged(image);
         let merged_len = merged.metadata().map_err(io("cannot read the size of merged metadata"))?.len();
-        let pieces = layers.iter().map(|(id, info)| Extent { path: self.store.layer(id), offset: 0, len: info.erofs_size });
+        let pieces =
+            layers.iter().map(|(id, info)| Extent { path: self.store.layer(id), offset: 0, len: info.erofs_size });
         Ok(ImageStatus {
             ready: true,
-            config: serde_json::from_slice(config).map_err(|e| invalid(format!("the image configuration is not valid: {e}")))?,
+            config: serde_json::from_slice(config)
+                .map_err(|e| invalid(format!("the image configuration is not valid: {e}")))?,
             layers: layers.iter().map(|(id, info)| Layer { id: LayerId(id.to_string()), size: info.size }).collect(),
             size: layers.iter().map(|(_, info)| info.size).sum(),
             disk: std::iter::once(Extent { path: merged, offset: 0, len: merged_len }).chain(pieces).collect(),
@@ -149,7 +151,13 @@ impl Context {
     }
 
     /// Writes the image's resource; its tags leave other images in the same transaction.
-    async fn publish(&self, image: &Digest, tags: &[Reference], repo_digest: Option<&str>, status: &ImageStatus) -> Result<()> {
+    async fn publish(
+        &self,
+        image: &Digest,
+        tags: &[Reference],
+        repo_digest: Option<&str>,
+        status: &ImageStatus,
+    ) -> Result<()> {
         let tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
         loop {
             let images = self.zone.list::<Image>().await?.items;
@@ -166,7 +174,12 @@ impl Context {
         }
         let read = self.zone.get::<Image>(&image.to_string()).await?;
         if !read.status.ready || read.status.disk != status.disk {
-            self.zone.modify_status::<Image>(&image.to_string(), |s| { s.clone_from(status); true }).await?;
+            self.zone
+                .modify_status::<Image>(&image.to_string(), |s| {
+                    s.clone_from(status);
+                    true
+                })
+                .await?;
         }
         Ok(())
     }
@@ -250,7 +263,8 @@ mod tests {
             "spec": {"tags": ["a", "b"]}, "status": {"ready": true}
         }))
         .unwrap();
-        let operations = publish_operations(&[old], "sha256:new", &["a".into()], Some("r@d"), &ImageStatus::default()).unwrap();
+        let operations =
+            publish_operations(&[old], "sha256:new", &["a".into()], Some("r@d"), &ImageStatus::default()).unwrap();
         let json = serde_json::to_value(&operations).unwrap();
         assert_eq!(json[0]["op"], "update_spec");
         assert_eq!(json[0]["spec"]["tags"], serde_json::json!(["b"]));

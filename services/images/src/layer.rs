@@ -44,7 +44,9 @@ pub async fn ensure(store: &Arc<Store>, mkfs: &Mkfs, blob: PathBuf, diff_id: &Di
     mkfs.layer(archive.path(), output.path(), diff_id).await?;
     let erofs_size = output.path().metadata().map_err(io("cannot read a new layer's size"))?.len();
     if erofs_size == 0 || erofs_size % 4096 != 0 {
-        return Err(internal(format!("mkfs.erofs made a layer of {erofs_size} bytes, which is no whole number of blocks")));
+        return Err(internal(format!(
+            "mkfs.erofs made a layer of {erofs_size} bytes, which is no whole number of blocks"
+        )));
     }
     let info = LayerInfo { size, erofs_size, root };
     let (store, diff_id, kept) = (store.clone(), diff_id.clone(), info.clone());
@@ -87,9 +89,12 @@ fn uncompress(store: &Store, blob: &Path, diff_id: &Digest) -> Result<(Archive, 
     }
     let (_, reader) = compress::reader(file).map_err(io("cannot read a layer"))?;
     let mut temp = store.temp()?;
-    let (found, size) = copy_hashed(reader, &mut temp, MAX_LAYER).map_err(io(format!("cannot unpack layer {diff_id}")))?;
+    let (found, size) =
+        copy_hashed(reader, &mut temp, MAX_LAYER).map_err(io(format!("cannot unpack layer {diff_id}")))?;
     if found != *diff_id {
-        return Err(invalid(format!("a layer's archive has the hash {found}, but the image's configuration says {diff_id}")));
+        return Err(invalid(format!(
+            "a layer's archive has the hash {found}, but the image's configuration says {diff_id}"
+        )));
     }
     Ok((Archive::Temp(temp), size))
 }
@@ -108,11 +113,17 @@ fn check(path: &Path) -> Result<Option<RootInode>> {
         }
         let name = entry.path().map_err(io("a layer has an unreadable name"))?.into_owned();
         if name.components().any(|c| c == Component::ParentDir) {
-            return Err(invalid(format!("a layer has a file named {:.200?}: names must not climb", name.display().to_string())));
+            return Err(invalid(format!(
+                "a layer has a file named {:.200?}: names must not climb",
+                name.display().to_string()
+            )));
         }
         let end = entry.raw_file_position().checked_add(entry.header().entry_size().unwrap_or(u64::MAX));
         if end.is_none_or(|end| end > length) {
-            return Err(invalid(format!("a layer's archive ends in the middle of {:.200?}", name.display().to_string())));
+            return Err(invalid(format!(
+                "a layer's archive ends in the middle of {:.200?}",
+                name.display().to_string()
+            )));
         }
         // A sparse file may say that it is larger than the archive.
         total = total.saturating_add(entry.size());

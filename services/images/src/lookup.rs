@@ -23,7 +23,8 @@ pub fn find<'a>(images: &'a [Resource<Image>], name: &str) -> Result<&'a Resourc
     }
     let hex = name.strip_prefix("sha256:").unwrap_or(name);
     let is_id = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
-    let mut matches = images.iter().filter(|i| is_id && i.meta.name.strip_prefix("sha256:").is_some_and(|h| h.starts_with(hex)));
+    let mut matches =
+        images.iter().filter(|i| is_id && i.meta.name.strip_prefix("sha256:").is_some_and(|h| h.starts_with(hex)));
     match (matches.next(), matches.next()) {
         (Some(_), Some(_)) => Err(invalid(format!("several image ids begin with {name}; write more digits"))),
         (Some(image), None) => Ok(image),
@@ -45,7 +46,11 @@ mod tests {
 
     #[test]
     fn images_are_found_by_tag_repo_digest_and_the_beginning_of_their_id() {
-        let (a, b, d) = (format!("sha256:{}", "ab".repeat(32)), format!("sha256:{}", "abcd".repeat(16)), format!("sha256:{}", "0".repeat(64)));
+        let (a, b, d) = (
+            format!("sha256:{}", "ab".repeat(32)),
+            format!("sha256:{}", "abcd".repeat(16)),
+            format!("sha256:{}", "0".repeat(64)),
+        );
         let image = |name: &str, tag: &str| -> Resource<Image> {
             serde_json::from_value(serde_json::json!({
                 "meta": {"kind": "image", "name": name, "revision": 1, "generation": 1, "created_ns": 0},
@@ -54,7 +59,15 @@ mod tests {
             .unwrap()
         };
         let images = [image(&a, "docker.io/library/x:latest"), image(&b, "docker.io/library/y:1")];
-        for (name, found) in [("x", &a), ("x:latest", &a), ("y:1", &b), ("ababab", &a), (a.as_str(), &a), ("abcd", &b), (&format!("x@{d}"), &a)] {
+        for (name, found) in [
+            ("x", &a),
+            ("x:latest", &a),
+            ("y:1", &b),
+            ("ababab", &a),
+            (a.as_str(), &a),
+            ("abcd", &b),
+            (&format!("x@{d}"), &a),
+        ] {
             assert_eq!(&find(&images, name).unwrap().meta.name, found, "{name}");
         }
         assert!(find(&images, "y").is_err());

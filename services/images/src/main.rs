@@ -75,7 +75,10 @@ async fn main() -> anyhow::Result<()> {
     tokio::spawn(collect::run(context.clone()));
     zone::notify::ready();
     tracing::info!(socket = %args.socket.display(), "ready");
-    axum::serve(listener, server::router(context, registries)).with_graceful_shutdown(stopped()).await.context("cannot serve")
+    axum::serve(listener, server::router(context, registries))
+        .with_graceful_shutdown(stopped())
+        .await
+        .context("cannot serve")
 }
 
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {

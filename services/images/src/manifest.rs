@@ -42,7 +42,13 @@ impl Descriptor {
     /// A descriptor of content that is known.
     #[must_use]
     pub fn new(media_type: &str, digest: &Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest: digest.to_string(), size, platform: None, annotations: BTreeMap::new() }
+        Self {
+            media_type: media_type.into(),
+            digest: digest.to_string(),
+            size,
+            platform: None,
+            annotations: BTreeMap::new(),
+        }
     }
 
     /// The digest, checked.
@@ -89,10 +95,16 @@ impl Manifest {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let manifest: Self = parse(bytes, "manifest")?;
         if manifest.schema_version != 2 {
-            return Err(invalid(format!("a manifest of schema version {} is not supported, only 2", manifest.schema_version)));
+            return Err(invalid(format!(
+                "a manifest of schema version {} is not supported, only 2",
+                manifest.schema_version
+            )));
         }
         if manifest.layers.len() > MAX_LAYERS {
-            return Err(invalid(format!("the image has {} layers, at most {MAX_LAYERS} are possible", manifest.layers.len())));
+            return Err(invalid(format!(
+                "the image has {} layers, at most {MAX_LAYERS} are possible",
+                manifest.layers.len()
+            )));
         }
         manifest.config.digest()?;
         manifest.layers.iter().try_for_each(|l| l.digest().map(|_| ()))?;
@@ -161,7 +173,10 @@ impl Config {
             return Err(invalid(format!("the image is for {:.50?}; only linux images run here", config.os)));
         }
         if config.rootfs.diff_ids.len() > MAX_LAYERS {
-            return Err(invalid(format!("the image has {} layers, at most {MAX_LAYERS} are possible", config.rootfs.diff_ids.len())));
+            return Err(invalid(format!(
+                "the image has {} layers, at most {MAX_LAYERS} are possible",
+                config.rootfs.diff_ids.len()
+            )));
         }
         let ids = config.rootfs.diff_ids.iter().map(|d| Digest::parse(d)).collect::<Result<Vec<_>>>()?;
         Ok((config, ids))

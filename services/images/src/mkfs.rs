@@ -70,10 +70,13 @@ impl Mkfs {
         limit(child.id());
         let output = tokio::time::timeout(WALL_LIMIT, child.wait_with_output())
             .await
-            .map_err(|_| invalid(format!("{what} took longer than {} s to turn into a file system", WALL_LIMIT.as_secs())))?
+            .map_err(|_| {
+                invalid(format!("{what} took longer than {} s to turn into a file system", WALL_LIMIT.as_secs()))
+            })?
             .map_err(io(format!("cannot wait for {program}")))?;
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let tail = stderr.get(stderr.floor_char_boundary(stderr.len().saturating_sub(500))..).unwrap_or_default().trim();
+        let tail =
+            stderr.get(stderr.floor_char_boundary(stderr.len().saturating_sub(500))..).unwrap_or_default().trim();
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(what, ?args, status = %output.status, duration_ms, stderr = tail, "ran mkfs.erofs");
         if output.status.success() {

@@ -31,7 +31,11 @@ impl Progress {
     /// Tells what happens, of the whole (`id` empty) or of a part.
     pub async fn status(&self, id: &str, text: impl AsRef<str>) {
         let status = text.as_ref();
-        let value = if id.is_empty() { json!({ "status": status }) } else { json!({"status": status, "progressDetail": {}, "id": id}) };
+        let value = if id.is_empty() {
+            json!({ "status": status })
+        } else {
+            json!({"status": status, "progressDetail": {}, "id": id})
+        };
         self.send(&value).await;
     }
 
@@ -101,7 +105,10 @@ where
     let first = receiver.recv().await;
     // The error is sent before its line, so when the first line is the error's, it is here by now.
     let mut error_receiver = error_receiver;
-    if early_errors && first.as_ref().is_none_or(|l| l.starts_with(b"{\"error\"")) && let Ok(error) = error_receiver.try_recv() {
+    if early_errors
+        && first.as_ref().is_none_or(|l| l.starts_with(b"{\"error\""))
+        && let Ok(error) = error_receiver.try_recv()
+    {
         return error_response(&error);
     }
     let lines = tokio_stream::iter(first).chain(ReceiverStream::new(receiver)).map(Ok::<_, Infallible>);

@@ -114,7 +114,12 @@ fn is_tag(tag: &str) -> bool {
 
 fn is_domain(domain: &str) -> bool {
     let (host, port) = domain.split_once(':').map_or((domain, None), |(h, p)| (h, Some(p)));
-    let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !l.starts_with('-') && !l.ends_with('-');
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
     host.split('.').all(label) && port.is_none_or(|p| p.parse::<u16>().is_ok())
 }
 
@@ -148,7 +153,9 @@ mod tests {
 
     #[test]
     fn bad_references_are_refused() {
-        for bad in ["", "A", "a//b", "a/../b", "/a", "a:", "a:-x", "a@sha256:12", "-a", "a..b", "x.io:99999/a", "a b", "a\nb"] {
+        for bad in
+            ["", "A", "a//b", "a/../b", "/a", "a:", "a:-x", "a@sha256:12", "-a", "a..b", "x.io:99999/a", "a b", "a\nb"]
+        {
             assert!(Reference::parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -58,7 +58,9 @@ pub async fn save(context: &Context, names: &[String]) -> Result<Body> {
 fn add(context: &Context, contents: &mut Contents, image: &Digest, tag: Option<&Reference>) -> Result<()> {
     let (mut descriptor, _, manifest) = context.store.manifest(image)?;
     let path = |d: &Descriptor| format!("blobs/{}", d.digest.replace(':', "/"));
-    contents.blobs.extend([&descriptor, &manifest.config].into_iter().chain(&manifest.layers).map(|d| d.digest.clone()));
+    contents
+        .blobs
+        .extend([&descriptor, &manifest.config].into_iter().chain(&manifest.layers).map(|d| d.digest.clone()));
     let config = path(&manifest.config);
     let familiar = tag.map(Reference::familiar);
     let existing = contents.entries.iter_mut().find(|e| e["Config"] == config.as_str());

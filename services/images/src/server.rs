@@ -115,7 +115,10 @@ pub async fn spool(context: &Context, body: Body) -> Result<NamedTempFile> {
         let chunk = chunk.map_err(|e| invalid(format!("the body ended early: {e}")))?;
         length += chunk.len() as u64;
         if length > MAX_ARCHIVE {
-            return Err(zone::ApiError::new(zone::ErrorKind::TooLarge, format!("the archive is larger than {MAX_ARCHIVE} bytes")));
+            return Err(zone::ApiError::new(
+                zone::ErrorKind::TooLarge,
+                format!("the archive is larger than {MAX_ARCHIVE} bytes"),
+            ));
         }
         file = blocking(move || file.write_all(&chunk).map(|()| file).map_err(io("cannot spool the body"))).await?;
     }

@@ -131,7 +131,9 @@ impl Store {
         let mut temp = self.temp()?;
         let (digest, size) = copy_hashed(from, &mut temp, limit).map_err(io("cannot read a blob"))?;
         if let Some(expected) = expected.filter(|e| **e != digest) {
-            return Err(invalid(format!("content with the digest {digest} came where {expected} should be: it is damaged")));
+            return Err(invalid(format!(
+                "content with the digest {digest} came where {expected} should be: it is damaged"
+            )));
         }
         if !self.blob(&digest).exists() {
             self.keep(temp, &self.blob(&digest))?;
@@ -152,7 +154,8 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub fn put_json(&self, path: &Path, value: &impl Serialize) -> Result<()> {
-        let bytes = serde_json::to_vec(value).map_err(|e| internal(format!("cannot encode {}: {e}", path.display())))?;
+        let bytes =
+            serde_json::to_vec(value).map_err(|e| internal(format!("cannot encode {}: {e}", path.display())))?;
         self.put_file(path, &bytes)
     }
 

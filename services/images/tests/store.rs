@@ -92,7 +92,14 @@ impl Zone {
     fn restart(&mut self) {
         self.images = None;
         let child = Command::new(env!("CARGO_BIN_EXE_images"))
-            .args(["--socket", &self.text("images.sock"), "--macro", &self.text("macro.sock"), "--root", &self.text("store")])
+            .args([
+                "--socket",
+                &self.text("images.sock"),
+                "--macro",
+                &self.text("macro.sock"),
+                "--root",
+                &self.text("store"),
+            ])
             .arg("--mkfs-erofs")
             .arg(&self.mkfs)
             .args(&self.args)
@@ -119,7 +126,8 @@ impl Zone {
         let stream = tokio::net::UnixStream::connect(self.path("images.sock")).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(path).header("host", "x").body(Full::new(body.into())).unwrap();
+        let request =
+            Request::builder().method(method).uri(path).header("host", "x").body(Full::new(body.into())).unwrap();
         let response = sender.send_request(request).await.unwrap();
         let status = response.status().as_u16();
         (status, response.into_body().collect().await.unwrap().to_bytes().to_vec())
@@ -235,10 +243,11 @@ async fn a_loaded_image_is_one_flat_disk_with_whiteouts_applied() {
     let status = &images[0].status;
     assert!(status.ready && status.layers.len() == 3 && status.disk.len() == 4);
     let Some(point) = mounted(&status.disk, zone.dir.path()) else { return };
-    let tree: BTreeMap<String, Vec<u8>> = ["etc/stays", "opaque/new", "hard", &format!("{}/{}", "n".repeat(120), "m".repeat(120))]
-        .iter()
-        .map(|f| ((*f).to_owned(), std::fs::read(point.join(f)).unwrap()))
-        .collect();
+    let tree: BTreeMap<String, Vec<u8>> =
+        ["etc/stays", "opaque/new", "hard", &format!("{}/{}", "n".repeat(120), "m".repeat(120))]
+            .iter()
+            .map(|f| ((*f).to_owned(), std::fs::read(point.join(f)).unwrap()))
+            .collect();
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let root_mode = point.metadata().unwrap().permissions().mode() & 0o7777;
     let (links, gone) = (point.join("big").metadata().unwrap().nlink(), point.join("etc/gone").exists());
@@ -324,7 +333,12 @@ async fn an_image_is_pushed_to_a_registry_and_pulled_from_it() {
         zone.text("registry")
     );
     std::fs::write(zone.path("registry.yml"), config).unwrap();
-    let child = Command::new(registry).arg("serve").arg(zone.path("registry.yml")).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
+    let child = Command::new(registry)
+        .arg("serve")
+        .arg(zone.path("registry.yml"))
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn();
     let _registry = Running(child.unwrap());
     until("the registry's start", || TcpStream::connect(("127.0.0.1", port)).is_ok());
 

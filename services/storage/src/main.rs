@@ -60,7 +60,8 @@ async fn main() -> anyhow::Result<()> {
         .init();
     let args = Args::parse();
     let runner = run::Runner;
-    let place = pool::PoolPlace { name: args.pool.clone(), mount: args.mount.clone(), device: args.pool_device.clone() };
+    let place =
+        pool::PoolPlace { name: args.pool.clone(), mount: args.mount.clone(), device: args.pool_device.clone() };
     pool::ensure(&runner, &place).await?;
     places::ensure(&runner, &args.pool, &args.mount).await?;
     write_pool_status(&runner, &args).await?;
@@ -147,11 +148,13 @@ fn now_s() -> u64 {
 /// `{"pool_bytes":…,"pool_free_bytes":…,"health":"ONLINE"}`, for whoever wants to show it.
 async fn write_pool_status(runner: &run::Runner, args: &Args) -> anyhow::Result<()> {
     let json = runner.json(&zfs::list_pool(&args.pool)).await?;
-    let pool = zfs::parse_pool(&json, &args.pool).with_context(|| format!("zpool list says nothing of {}", args.pool))?;
+    let pool =
+        zfs::parse_pool(&json, &args.pool).with_context(|| format!("zpool list says nothing of {}", args.pool))?;
     let path = &args.pool_status;
     let dir = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let mut temp = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).tempfile_in(dir)?;
+    let mut temp =
+        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).tempfile_in(dir)?;
     serde_json::to_writer(&mut temp, &pool)?;
     temp.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())

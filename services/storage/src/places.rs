@@ -27,7 +27,9 @@ pub async fn ensure(runner: &Runner, pool: &str, mount: &Path) -> anyhow::Result
         };
         if let Some(argv) = argv {
             match runner.run(&argv).await {
-                Err(error) if error.cause() != Cause::Exists => return Err(error).context(format!("cannot set up {full}")),
+                Err(error) if error.cause() != Cause::Exists => {
+                    return Err(error).context(format!("cannot set up {full}"));
+                }
                 _ => {}
             }
         }
@@ -61,7 +63,8 @@ mod tests {
 
     #[test]
     fn users_are_found_by_their_whole_name() {
-        let text = "root:x:0:0:root:/root:/bin/sh\nkraud-images2:x:7:7::/:\nkraud-images:x:990:980::/:/usr/sbin/nologin\n";
+        let text =
+            "root:x:0:0:root:/root:/bin/sh\nkraud-images2:x:7:7::/:\nkraud-images:x:990:980::/:/usr/sbin/nologin\n";
         assert_eq!(id_in(text, "kraud-images"), Some(990));
         assert_eq!(id_in(text, "root"), Some(0));
         assert_eq!(id_in(text, "kraud"), None);

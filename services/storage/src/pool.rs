@@ -95,7 +95,8 @@ async fn appears(path: &Path) -> bool {
 
 async fn mount(runner: &Runner, name: &str) -> anyhow::Result<()> {
     let datasets = zfs::parse_datasets(&runner.json(&zfs::list_datasets(name)).await?);
-    let root = datasets.iter().find(|d| d.name == name).with_context(|| format!("the pool {name} has no root dataset"))?;
+    let root =
+        datasets.iter().find(|d| d.name == name).with_context(|| format!("the pool {name} has no root dataset"))?;
     if !root.mounted {
         runner.run(&zfs::mount(name)).await.context("cannot mount the pool")?;
     }
@@ -106,12 +107,18 @@ async fn mount(runner: &Runner, name: &str) -> anyhow::Result<()> {
 async fn refuse_unless_empty(runner: &Runner, device: &Path) -> anyhow::Result<()> {
     let name = device.display();
     if has_signature(runner, device).await? {
-        bail!("{name} holds a partition table or file system; it is left alone. Name an empty device with --pool-device");
+        bail!(
+            "{name} holds a partition table or file system; it is left alone. Name an empty device with --pool-device"
+        );
     }
     let path = device.to_owned();
-    let empty = tokio::task::spawn_blocking(move || ends_are_zero(&path)).await?.with_context(|| format!("cannot read {name}"))?;
+    let empty = tokio::task::spawn_blocking(move || ends_are_zero(&path))
+        .await?
+        .with_context(|| format!("cannot read {name}"))?;
     if !empty {
-        bail!("{name} is not empty: its first or last mebibyte is not zero, or it is smaller than {MIN_BYTES} bytes; it is left alone");
+        bail!(
+            "{name} is not empty: its first or last mebibyte is not zero, or it is smaller than {MIN_BYTES} bytes; it is left alone"
+        );
     }
     Ok(())
 }
@@ -159,7 +166,9 @@ async fn first_empty_disk(runner: &Runner) -> anyhow::Result<PathBuf> {
             Err(error) => tracing::info!(device = %device.display(), reason = %error, "not taken for the pool"),
         }
     }
-    bail!("there is no pool, no partition labelled kraud-pool and no empty disk: add an empty disk, or name one with --pool-device")
+    bail!(
+        "there is no pool, no partition labelled kraud-pool and no empty disk: add an empty disk, or name one with --pool-device"
+    )
 }
 
 /// Whole disks without partitions, holders, signatures or mounts, that are fixed and writable.
@@ -180,7 +189,11 @@ fn candidates(lsblk: &serde_json::Value) -> Vec<PathBuf> {
     let disks = lsblk["blockdevices"].as_array().into_iter().flatten().filter(free);
     let mut paths: Vec<PathBuf> = disks.filter_map(|d| d["path"].as_str()).map(PathBuf::from).collect();
     // zram, nbd and loop devices are "disks" too, but nothing to keep data on.
-    paths.retain(|p| !["/dev/zram", "/dev/nbd", "/dev/loop", "/dev/ram", "/dev/zd", "/dev/fd"].iter().any(|s| p.to_string_lossy().starts_with(s)));
+    paths.retain(|p| {
+        !["/dev/zram", "/dev/nbd", "/dev/loop", "/dev/ram", "/dev/zd", "/dev/fd"]
+            .iter()
+            .any(|s| p.to_string_lossy().starts_with(s))
+    });
     paths.sort();
     paths
 }
@@ -192,8 +205,10 @@ mod tests {
 
     #[test]
     fn only_whole_empty_fixed_disks_are_candidates() {
-        let disk = |path: &str| json!({"path": path, "type": "disk", "ro": false, "rm": false, "size": 5_u64 << 30, "fstype": null,
-            "pttype": null, "mountpoints": [null]});
+        let disk = |path: &str| {
+            json!({"path": path, "type": "disk", "ro": false, "rm": false, "size": 5_u64 << 30, "fstype": null,
+            "pttype": null, "mountpoints": [null]})
+        };
         let with = |path: &str, key: &str, value: serde_json::Value| {
             let mut d = disk(path);
             d[key] = value;
@@ -215,7 +230,9 @@ mod tests {
 
     #[test]
     fn an_empty_partition_is_no_signature_but_a_file_system_is() {
-        assert!(!is_signature("PART_ENTRY_SCHEME=gpt\nPART_ENTRY_NAME=kraud-pool\nPART_ENTRY_UUID=x\nPART_ENTRY_TYPE=y\n"));
+        assert!(!is_signature(
+            "PART_ENTRY_SCHEME=gpt\nPART_ENTRY_NAME=kraud-pool\nPART_ENTRY_UUID=x\nPART_ENTRY_TYPE=y\n"
+        ));
         assert!(is_signature("DEVNAME=/dev/vda1\nUUID=1\nTYPE=ext4\n"));
         assert!(is_signature("PTUUID=1\nPTTYPE=gpt\n"));
         assert!(!is_signature(""));

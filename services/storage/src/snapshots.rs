@@ -49,8 +49,13 @@ impl Snapshots {
             }
         }
         let mut times: BTreeMap<String, Vec<(u64, String)>> = BTreeMap::new();
-        for snapshot in self.zone.list::<Snapshot>().await?.items.into_iter().filter(|s| s.spec.automatic && s.status.ready) {
-            times.entry(snapshot.spec.volume.0).or_default().push((snapshot.status.taken_ns / 1_000_000_000, snapshot.meta.name));
+        for snapshot in
+            self.zone.list::<Snapshot>().await?.items.into_iter().filter(|s| s.spec.automatic && s.status.ready)
+        {
+            times
+                .entry(snapshot.spec.volume.0)
+                .or_default()
+                .push((snapshot.status.taken_ns / 1_000_000_000, snapshot.meta.name));
         }
         for expired in times.into_values().flat_map(expired) {
             match self.zone.delete::<Snapshot>(&expired).await {
@@ -132,7 +137,8 @@ impl Snapshots {
         for snapshot in wanted {
             let found = full(&snapshot.meta.name).and_then(|n| there.iter().find(|s| s.name == n));
             let status = status_of(found, errors.remove(&snapshot.meta.name));
-            let settled = SnapshotStatus { used_bytes: snapshot.status.used_bytes, ..status.clone() } == snapshot.status;
+            let settled =
+                SnapshotStatus { used_bytes: snapshot.status.used_bytes, ..status.clone() } == snapshot.status;
             if !settled || refresh {
                 self.report(snapshot, status).await?;
             }
@@ -176,8 +182,16 @@ fn ignore_missing(result: Result<(), ApiError>) -> Result<(), ApiError> {
 
 fn status_of(found: Option<&Snap>, error: Option<String>) -> SnapshotStatus {
     match found {
-        Some(snap) => SnapshotStatus { ready: true, error: None, taken_ns: snap.creation_s * 1_000_000_000, used_bytes: snap.used },
-        None => SnapshotStatus { error: error.or_else(|| Some("the snapshot is not there any more".to_owned())), ..SnapshotStatus::default() },
+        Some(snap) => SnapshotStatus {
+            ready: true,
+            error: None,
+            taken_ns: snap.creation_s * 1_000_000_000,
+            used_bytes: snap.used,
+        },
+        None => SnapshotStatus {
+            error: error.or_else(|| Some("the snapshot is not there any more".to_owned())),
+            ..SnapshotStatus::default()
+        },
     }
 }
 

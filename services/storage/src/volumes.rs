@@ -62,11 +62,16 @@ pub fn wanted(name: &str, spec: &VolumeSpec) -> Result<Wanted, String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     let good = name.bytes().all(legal) && name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
     if !good || name.len() > MAX_NAME {
-        return Err(format!("a volume's name must be 1 to {MAX_NAME} letters, digits, '_', '.', '-', and start with a letter or digit"));
+        return Err(format!(
+            "a volume's name must be 1 to {MAX_NAME} letters, digits, '_', '.', '-', and start with a letter or digit"
+        ));
     }
     let size = match spec.options.get("size") {
         None => None,
-        Some(text) => Some(zfs::parse_size(text).ok_or_else(|| format!("the size {text:?} is wrong; write bytes, or 512M, 10G, 1T"))?),
+        Some(text) => Some(
+            zfs::parse_size(text)
+                .ok_or_else(|| format!("the size {text:?} is wrong; write bytes, or 512M, 10G, 1T"))?,
+        ),
     };
     match spec.driver.as_str() {
         "" | "local" | "nfs" => Ok(Wanted::Files { quota: size.unwrap_or(0) }),
@@ -104,10 +109,13 @@ pub fn plan(parent: &str, volumes: &BTreeMap<String, VolumeSpec>, datasets: &[Da
                     actions.push(refuse("a block device cannot shrink; make a new volume and copy"));
                 }
             }
-            (Ok(_), Some(_)) => actions.push(refuse("a volume cannot change between files and block device; make a new one")),
+            (Ok(_), Some(_)) => {
+                actions.push(refuse("a volume cannot change between files and block device; make a new one"))
+            }
         }
     }
-    let unwanted = existing.iter().filter(|(name, d)| !volumes.contains_key(*name) && d.owner.as_deref() == Some(name.as_str()));
+    let unwanted =
+        existing.iter().filter(|(name, d)| !volumes.contains_key(*name) && d.owner.as_deref() == Some(name.as_str()));
     actions.extend(unwanted.map(|(name, _)| Action::Destroy(name.clone())));
     actions
 }
@@ -282,7 +290,20 @@ impl Volumes {
         }
         if !pool::has_signature(&self.runner, device).await? {
             let device = device.display().to_string();
-            self.runner.run(&argv!["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1", device]).await?;
+            self.runner
+                .run(&argv![
+                    "mke2fs",
+                    "-q",
+                    "-F",
+                    "-t",
+                    "ext4",
+                    "-m",
+                    "0",
+                    "-E",
+                    "lazy_itable_init=1,lazy_journal_init=1",
+                    device
+                ])
+                .await?;
         }
         self.runner.run(&zfs::set(dataset, FORMATTED, "yes")).await?;
         Ok(())
@@ -311,7 +332,8 @@ mod tests {
     use super::*;
 
     fn spec(driver: &str, size: &str) -> VolumeSpec {
-        let options = if size.is_empty() { BTreeMap::new() } else { BTreeMap::from([("size".to_owned(), size.to_owned())]) };
+        let options =
+            if size.is_empty() { BTreeMap::new() } else { BTreeMap::from([("size".to_owned(), size.to_owned())]) };
         VolumeSpec { driver: driver.into(), options, ..VolumeSpec::default() }
     }
 
@@ -337,7 +359,10 @@ mod tests {
     #[test]
     fn what_is_wanted_is_made_and_what_is_right_is_left_alone() {
         let block = Dataset { is_block: true, volsize: 10 << 30, ..dataset("b", Some("b")) };
-        assert_eq!(planned(&[("a", spec("local", "")), ("b", spec("lv2", "10G"))], &[dataset("a", Some("a")), block]), []);
+        assert_eq!(
+            planned(&[("a", spec("local", "")), ("b", spec("lv2", "10G"))], &[dataset("a", Some("a")), block]),
+            []
+        );
         assert_eq!(
             planned(&[("a", spec("nfs", "1G")), ("b", spec("lv2", ""))], &[]),
             [
@@ -351,23 +376,37 @@ mod tests {
     fn a_dataset_without_the_mark_is_never_destroyed_nor_used() {
         let strangers = [dataset("mine", None), dataset("copy", Some("other")), dataset("gone", Some("gone"))];
         assert_eq!(planned(&[], &strangers), [Action::Destroy("gone".into())]);
-        assert!(matches!(&planned(&[("mine", spec("local", ""))], &strangers[..1])[..], [Action::Refuse(n, _)] if n == "mine"));
+        assert!(
+            matches!(&planned(&[("mine", spec("local", ""))], &strangers[..1])[..], [Action::Refuse(n, _)] if n == "mine")
+        );
     }
 
     #[test]
     fn quotas_change_devices_grow_and_nothing_shrinks_or_changes_its_nature() {
         let block = Dataset { is_block: true, volsize: 10 << 30, ..dataset("a", Some("a")) };
         let files = Dataset { quota: 5, mounted: false, ..dataset("a", Some("a")) };
-        assert_eq!(planned(&[("a", spec("lv2", "20G"))], std::slice::from_ref(&block)), [Action::Grow("a".into(), 20 << 30)]);
+        assert_eq!(
+            planned(&[("a", spec("lv2", "20G"))], std::slice::from_ref(&block)),
+            [Action::Grow("a".into(), 20 << 30)]
+        );
         assert!(matches!(planned(&[("a", spec("lv2", "1G"))], std::slice::from_ref(&block))[..], [Action::Refuse(..)]));
         assert!(matches!(planned(&[("a", spec("local", ""))], &[block])[..], [Action::Refuse(..)]));
-        assert_eq!(planned(&[("a", spec("local", ""))], &[files]), [Action::Quota("a".into(), 0), Action::Mount("a".into())]);
+        assert_eq!(
+            planned(&[("a", spec("local", ""))], &[files]),
+            [Action::Quota("a".into(), 0), Action::Mount("a".into())]
+        );
     }
 
     #[test]
     fn unknown_drivers_bad_sizes_and_bad_names_are_refused() {
-        for (name, spec) in [("a", spec("ceph", "")), ("a", spec("lv2", "huge")), ("../a", spec("local", "")), ("a@b", spec("local", "")),
-            ("-r", spec("local", "")), ("", spec("local", ""))] {
+        for (name, spec) in [
+            ("a", spec("ceph", "")),
+            ("a", spec("lv2", "huge")),
+            ("../a", spec("local", "")),
+            ("a@b", spec("local", "")),
+            ("-r", spec("local", "")),
+            ("", spec("local", "")),
+        ] {
             assert!(wanted(name, &spec).is_err(), "{name} {spec:?}");
         }
     }

@@ -77,8 +77,28 @@ pub fn list_pool(pool: &str) -> Vec<String> {
 /// Makes the pool.
 pub fn create_pool(pool: &str, mount: &str, device: &str) -> Vec<String> {
     argv![
-        "zpool", "create", "-o", "ashift=12", "-o", "cachefile=none", "-o", "autotrim=on", "-O", "atime=off", "-O", "xattr=sa", "-O", "acltype=posix",
-        "-O", "compression=lz4", "-O", "normalization=none", "-m", mount, pool, device
+        "zpool",
+        "create",
+        "-o",
+        "ashift=12",
+        "-o",
+        "cachefile=none",
+        "-o",
+        "autotrim=on",
+        "-O",
+        "atime=off",
+        "-O",
+        "xattr=sa",
+        "-O",
+        "acltype=posix",
+        "-O",
+        "compression=lz4",
+        "-O",
+        "normalization=none",
+        "-m",
+        mount,
+        pool,
+        device
     ]
 }
 
@@ -90,13 +110,32 @@ pub fn create_dataset(name: &str) -> Vec<String> {
 /// Makes a volume of files; `quota` 0 = none.
 pub fn create_files(dataset: &str, volume: &str, quota: u64) -> Vec<String> {
     let quota = if quota == 0 { "none".to_owned() } else { quota.to_string() };
-    argv!["zfs", "create", "-o", format!("{OWNER}={volume}"), "-o", format!("refquota={quota}"), "-o", "snapdir=hidden", dataset]
+    argv![
+        "zfs",
+        "create",
+        "-o",
+        format!("{OWNER}={volume}"),
+        "-o",
+        format!("refquota={quota}"),
+        "-o",
+        "snapdir=hidden",
+        dataset
+    ]
 }
 
 /// Makes a sparse block device.
 pub fn create_block(dataset: &str, volume: &str, size: u64) -> Vec<String> {
     argv![
-        "zfs", "create", "-s", "-V", size.to_string(), "-o", "volblocksize=16K", "-o", format!("{OWNER}={volume}"), dataset
+        "zfs",
+        "create",
+        "-s",
+        "-V",
+        size.to_string(),
+        "-o",
+        "volblocksize=16K",
+        "-o",
+        format!("{OWNER}={volume}"),
+        dataset
     ]
 }
 
@@ -222,33 +261,58 @@ mod tests {
                 "kraud:volume": {"value": "x", "source": {"type": "INHERITED", "data": "zone"}}}}
         }});
         let found = parse_datasets(&json);
-        assert_eq!(found.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["zone/volumes", "zone/volumes/db", "zone/volumes/old"]);
+        assert_eq!(
+            found.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(),
+            ["zone/volumes", "zone/volumes/db", "zone/volumes/old"]
+        );
         assert_eq!((found[0].owner.as_deref(), found[0].mounted, found[0].used), (None, true, 500));
-        assert_eq!((found[1].owner.as_deref(), found[1].is_block, found[1].used, found[1].volsize), (Some("db"), true, 4096, 1 << 30));
+        assert_eq!(
+            (found[1].owner.as_deref(), found[1].is_block, found[1].used, found[1].volsize),
+            (Some("db"), true, 4096, 1 << 30)
+        );
         assert_eq!(found[2].owner, None, "an inherited mark does not make a dataset ours");
     }
 
     #[test]
     fn snapshots_come_oldest_first() {
-        let entry = |at: u64, auto: &str| json!({"type": "SNAPSHOT", "properties": {"creation": {"value": at}, "used": {"value": 7},
-            "kraud:automatic": {"value": auto}}});
+        let entry = |at: u64, auto: &str| {
+            json!({"type": "SNAPSHOT", "properties": {"creation": {"value": at}, "used": {"value": 7},
+            "kraud:automatic": {"value": auto}}})
+        };
         let json = json!({"datasets": {"a@b": entry(20, "yes"), "a@a": entry(30, "no"), "a@c": entry(10, "-")}});
         let found = parse_snapshots(&json);
-        assert_eq!(found.iter().map(|s| (s.name.as_str(), s.marked)).collect::<Vec<_>>(), [("a@c", false), ("a@b", true), ("a@a", true)]);
+        assert_eq!(
+            found.iter().map(|s| (s.name.as_str(), s.marked)).collect::<Vec<_>>(),
+            [("a@c", false), ("a@b", true), ("a@a", true)]
+        );
     }
 
     #[test]
     fn a_pool_is_read() {
         let json = json!({"pools": {"zone": {"name": "zone", "type": "POOL", "state": "ONLINE", "properties": {
             "size": {"value": 1000}, "free": {"value": "900"}, "health": {"value": "DEGRADED"}}}}});
-        assert_eq!(parse_pool(&json, "zone").unwrap(), Pool { pool_bytes: 1000, pool_free_bytes: 900, health: "DEGRADED".into() });
+        assert_eq!(
+            parse_pool(&json, "zone").unwrap(),
+            Pool { pool_bytes: 1000, pool_free_bytes: 900, health: "DEGRADED".into() }
+        );
         assert_eq!(parse_pool(&json, "other"), None);
     }
 
     #[test]
     fn sizes_are_powers_of_1024_and_nonsense_is_refused() {
-        for (text, size) in [("1", Some(1)), ("10G", Some(10 << 30)), ("10GiB", Some(10 << 30)), ("512m", Some(512 << 20)), ("2 kb", Some(2048)),
-            ("", None), ("0", None), ("-1", None), ("G", None), ("1x", None), ("99999999999T", None)] {
+        for (text, size) in [
+            ("1", Some(1)),
+            ("10G", Some(10 << 30)),
+            ("10GiB", Some(10 << 30)),
+            ("512m", Some(512 << 20)),
+            ("2 kb", Some(2048)),
+            ("", None),
+            ("0", None),
+            ("-1", None),
+            ("G", None),
+            ("1x", None),
+            ("99999999999T", None),
+        ] {
             assert_eq!(parse_size(text), size, "{text}");
         }
     }

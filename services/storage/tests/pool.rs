@@ -95,10 +95,14 @@ impl Service {
     }
 
     async fn create(&self, name: &str, driver: &str, size: &str) -> Resource<Volume> {
-        let options = if size.is_empty() { BTreeMap::new() } else { BTreeMap::from([("size".to_owned(), size.to_owned())]) };
+        let options =
+            if size.is_empty() { BTreeMap::new() } else { BTreeMap::from([("size".to_owned(), size.to_owned())]) };
         let spec = VolumeSpec { driver: driver.into(), options, ..VolumeSpec::default() };
         self.client.create::<Volume>(name, &spec).await.unwrap();
-        self.volume(name, "the volume's readiness", |v| v.status.ready || v.status.error.as_ref().is_some_and(|e| !e.contains("not there"))).await
+        self.volume(name, "the volume's readiness", |v| {
+            v.status.ready || v.status.error.as_ref().is_some_and(|e| !e.contains("not there"))
+        })
+        .await
     }
 }
 
@@ -136,7 +140,10 @@ async fn a_pool_is_made_once_and_volumes_and_snapshots_follow_their_resources() 
     let files = service.create("files", "local", "64M").await;
     let dir = service.path("zone/volumes/files");
     assert_eq!(files.status.access, Some(VolumeAccess::Directory { path: dir.clone() }));
-    assert_eq!(output(&["zfs", "get", "-Hp", "-o", "value", "refquota", &format!("{POOL}/volumes/files")]), (64 << 20).to_string());
+    assert_eq!(
+        output(&["zfs", "get", "-Hp", "-o", "value", "refquota", &format!("{POOL}/volumes/files")]),
+        (64 << 20).to_string()
+    );
     std::fs::write(dir.join("kept"), b"first").unwrap();
 
     // A block device comes with ext4, and is formatted once.
@@ -172,7 +179,9 @@ async fn a_pool_is_made_once_and_volumes_and_snapshots_follow_their_resources() 
 
     // Deleting resources removes what they stood for, and nothing else.
     service.client.delete::<Snapshot>("files@before").await.unwrap();
-    until("the snapshot's end", || output(&["zfs", "list", "-H", "-o", "name", "-t", "snapshot", "-r", POOL]).is_empty());
+    until("the snapshot's end", || {
+        output(&["zfs", "list", "-H", "-o", "name", "-t", "snapshot", "-r", POOL]).is_empty()
+    });
     for name in ["files", "block", "odd"] {
         service.client.delete::<Volume>(name).await.unwrap();
     }

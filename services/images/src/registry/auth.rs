@@ -98,13 +98,18 @@ impl Challenge {
         }
         let parameters = parameters(rest);
         let get = |name: &str| parameters.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone());
-        Some(Self::Bearer { realm: get("realm")?, service: get("service").unwrap_or_default(), scope: get("scope").unwrap_or_default() })
+        Some(Self::Bearer {
+            realm: get("realm")?,
+            service: get("service").unwrap_or_default(),
+            scope: get("scope").unwrap_or_default(),
+        })
     }
 }
 
 /// `a="b,c", d=e`; commas in quotes belong to the value.
 fn parameters(text: &str) -> Vec<(String, String)> {
-    let (mut found, mut name, mut value, mut in_value, mut quoted) = (Vec::new(), String::new(), String::new(), false, false);
+    let (mut found, mut name, mut value, mut in_value, mut quoted) =
+        (Vec::new(), String::new(), String::new(), false, false);
     for c in text.chars().chain([',']) {
         match c {
             '"' => quoted = !quoted,
@@ -129,7 +134,8 @@ mod tests {
 
     #[test]
     fn challenges_are_read_with_commas_in_quotes() {
-        let header = r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push""#;
+        let header =
+            r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push""#;
         let expected = Challenge::Bearer {
             realm: "https://auth.example/token".into(),
             service: "registry.example".into(),

@@ -1,7 +1,7 @@
 //! Pull: manifest, configuration, layers (three at a time, continued where a connection broke), then the image is finished.
 
-use super::transport::{next, read};
 use super::session::{Session, failure};
+use super::transport::{next, read};
 use super::{Credentials, Registries};
 use crate::digest::{Digest, HashWriter};
 use crate::fail::{MAX_CONFIG, MAX_LAYER, MAX_MANIFEST, Result, blocking, invalid, io, not_found};
@@ -30,7 +30,13 @@ impl Registries {
     ///
     /// # Errors
     /// `NotFound` when the registry does not have it; `Forbidden`; `Invalid` when it is damaged or for other machines.
-    pub async fn pull(&self, context: &Context, reference: &Reference, credentials: Credentials, progress: &Progress) -> Result<()> {
+    pub async fn pull(
+        &self,
+        context: &Context,
+        reference: &Reference,
+        credentials: Credentials,
+        progress: &Progress,
+    ) -> Result<()> {
         let mut first_error = None;
         for base in self.bases(reference) {
             let session = self.session(base.clone(), reference, credentials.clone());
@@ -57,15 +63,21 @@ async fn manifest(session: &Session, reference: &Reference) -> Result<Found> {
     let (media_type, bytes) = fetch_manifest(session, &reference.selector(), reference).await?;
     let digest = Digest::of(&bytes);
     if reference.digest.as_ref().is_some_and(|wanted| *wanted != digest) {
-        return Err(invalid(format!("the registry sent a manifest with the digest {digest} for {}", reference.familiar())));
+        return Err(invalid(format!(
+            "the registry sent a manifest with the digest {digest} for {}",
+            reference.familiar()
+        )));
     }
     if !is_index(&media_type, &bytes) {
         return Ok(Found { media_type, bytes, digest });
     }
     let index = Index::parse(&bytes)?;
-    let chosen = index
-        .for_this_machine()
-        .ok_or_else(|| not_found(format!("no matching manifest for linux/amd64 in the manifest list entries of {}", reference.familiar())))?;
+    let chosen = index.for_this_machine().ok_or_else(|| {
+        not_found(format!(
+            "no matching manifest for linux/amd64 in the manifest list entries of {}",
+            reference.familiar()
+        ))
+    })?;
     let wanted = chosen.digest()?;
     let (media_type, bytes) = fetch_manifest(session, &wanted.to_string(), reference).await?;
     if Digest::of(&bytes) != wanted {
@@ -78,14 +90,18 @@ async fn fetch_manifest(session: &Session, selector: &str, reference: &Reference
     let mut headers = HeaderMap::new();
     let accept = format!("{OCI_INDEX}, {DOCKER_LIST}, {OCI_MANIFEST}, {DOCKER_MANIFEST}");
     headers.insert(header::ACCEPT, HeaderValue::from_str(&accept).map_err(|e| invalid(e.to_string()))?);
-    let response = session.call(Method::GET, session.uri(&format!("manifests/{selector}"))?, headers, Bytes::new()).await?;
+    let response =
+        session.call(Method::GET, session.uri(&format!("manifests/{selector}"))?, headers, Bytes::new()).await?;
     match response.status() {
         s if s.is_success() => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let name = reference.familiar_repository();
             let mut error = failure("denied", response).await;
             error.kind = ErrorKind::NotFound;
-            error.message = format!("pull access denied for {name}, repository does not exist or may require 'docker login': {}", error.message);
+            error.message = format!(
+                "pull access denied for {name}, repository does not exist or may require 'docker login': {}",
+                error.message
+            );
             return Err(error);
         }
         _ => return Err(failure(&format!("manifest for {} not found", reference.familiar()), response).await),
@@ -95,7 +111,13 @@ async fn fetch_manifest(session: &Session, selector: &str, reference: &Reference
     Ok((media_type, read(response.into_body(), MAX_MANIFEST).await?))
 }
 
-async fn pull_found(context: &Context, session: &Session, reference: &Reference, found: Found, progress: &Progress) -> Result<()> {
+async fn pull_found(
+    context: &Context,
+    session: &Session,
+    reference: &Reference,
+    found: Found,
+    progress: &Progress,
+) -> Result<()> {
     let _in_use = context.store.use_it().await;
     let tag = reference.selector();
     progress.status_of(&tag, format!("Pulling from {}", reference.path)).await;
@@ -142,7 +164,13 @@ async fn fetch_layer(context: &Context, session: &Session, layer: Descriptor, pr
 }
 
 /// Downloads a blob and checks it.
-async fn download(context: &Context, session: &Session, blob: &Descriptor, limit: u64, progress: Option<&Progress>) -> Result<NamedTempFile> {
+async fn download(
+    context: &Context,
+    session: &Session,
+    blob: &Descriptor,
+    limit: u64,
+    progress: Option<&Progress>,
+) -> Result<NamedTempFile> {
     let digest = blob.digest()?;
     if blob.size > limit {
         return Err(invalid(format!("the blob {digest} has {} bytes, at most {limit} are possible", blob.size)));
@@ -165,7 +193,9 @@ async fn download(context: &Context, session: &Session, blob: &Descriptor, limit
     }
     let (found, size, file) = writer.finish();
     if found != digest {
-        return Err(invalid(format!("filesystem layer verification failed for digest {digest}: {size} bytes with {found} came")));
+        return Err(invalid(format!(
+            "filesystem layer verification failed for digest {digest}: {size} bytes with {found} came"
+        )));
     }
     Ok(file)
 }
@@ -184,7 +214,10 @@ async fn download_rest(
         return Ok(());
     }
     if skip > 0 {
-        headers.insert(header::RANGE, HeaderValue::from_str(&format!("bytes={skip}-")).map_err(|e| invalid(e.to_string()))?);
+        headers.insert(
+            header::RANGE,
+            HeaderValue::from_str(&format!("bytes={skip}-")).map_err(|e| invalid(e.to_string()))?,
+        );
     }
     let response = session.call(Method::GET, session.uri(&format!("blobs/{digest}"))?, headers, Bytes::new()).await?;
     match response.status() {

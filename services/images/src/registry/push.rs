@@ -23,15 +23,21 @@ impl Registries {
     ///
     /// # Errors
     /// `NotFound` when there is no such image here; `Forbidden` when the registry refuses.
-    pub async fn push(&self, context: &Context, reference: &Reference, credentials: Credentials, progress: &Progress) -> Result<()> {
+    pub async fn push(
+        &self,
+        context: &Context,
+        reference: &Reference,
+        credentials: Credentials,
+        progress: &Progress,
+    ) -> Result<()> {
         let _in_use = context.store.use_it().await;
         let tag = reference.tag.clone().ok_or_else(|| invalid("cannot push a digest reference"))?;
         let images = context.zone.list::<Image>().await?.items;
-        let image = lookup::find(&images, &reference.to_string())
-            .map_err(|mut error| {
-                error.message = format!("An image does not exist locally with the tag: {}", reference.familiar_repository());
-                error
-            })?;
+        let image = lookup::find(&images, &reference.to_string()).map_err(|mut error| {
+            error.message =
+                format!("An image does not exist locally with the tag: {}", reference.familiar_repository());
+            error
+        })?;
         let id = lookup::id(image)?;
         let (descriptor, bytes, manifest) = context.store.manifest(&id)?;
         let base = self.bases(&Reference { digest: None, ..reference.clone() }).pop().unwrap_or_default();
@@ -42,9 +48,13 @@ impl Registries {
         }
         push_blob(context, &session, &manifest.config, None).await?;
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_str(&descriptor.media_type).map_err(|e| invalid(e.to_string()))?);
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_str(&descriptor.media_type).map_err(|e| invalid(e.to_string()))?,
+        );
         let size = bytes.len();
-        let response = session.call(Method::PUT, session.uri(&format!("manifests/{tag}"))?, headers, Bytes::from(bytes)).await?;
+        let response =
+            session.call(Method::PUT, session.uri(&format!("manifests/{tag}"))?, headers, Bytes::from(bytes)).await?;
         if !response.status().is_success() {
             return Err(failure(&format!("cannot push the manifest of {}", reference.familiar()), response).await);
         }
@@ -72,7 +82,8 @@ async fn push_blob(context: &Context, session: &Session, blob: &Descriptor, prog
         }
     };
     tell("Preparing").await;
-    let head = session.call(Method::HEAD, session.uri(&format!("blobs/{digest}"))?, HeaderMap::new(), Bytes::new()).await?;
+    let head =
+        session.call(Method::HEAD, session.uri(&format!("blobs/{digest}"))?, HeaderMap::new(), Bytes::new()).await?;
     if head.status().is_success() {
         tell("Layer already exists").await;
         return Ok(());
@@ -84,7 +95,9 @@ async fn push_blob(context: &Context, session: &Session, blob: &Descriptor, prog
         return Err(failure(&denied, response).await);
     }
     let location = with_digest(&session.location(&start, &response)?, &digest.to_string())?;
-    let file = tokio::fs::File::open(context.store.blob(&digest)).await.map_err(io(format!("cannot open the blob {digest}")))?;
+    let file = tokio::fs::File::open(context.store.blob(&digest))
+        .await
+        .map_err(io(format!("cannot open the blob {digest}")))?;
     let size = file.metadata().await.map_err(io("cannot read a blob's size"))?.len();
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -108,5 +121,7 @@ async fn push_blob(context: &Context, session: &Session, blob: &Descriptor, prog
 fn with_digest(location: &Uri, digest: &str) -> Result<Uri> {
     let text = location.to_string();
     let separator = if location.query().is_some() { '&' } else { '?' };
-    format!("{text}{separator}digest={digest}").parse().map_err(|e| invalid(format!("the registry's Location is malformed: {e}")))
+    format!("{text}{separator}digest={digest}")
+        .parse()
+        .map_err(|e| invalid(format!("the registry's Location is malformed: {e}")))
 }

@@ -57,7 +57,8 @@ impl Session {
         let value = response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok());
         let location = value.ok_or_else(|| internal(format!("the registry gave no Location for {from}")))?;
         if location.starts_with('/') {
-            let (scheme, authority) = (from.scheme_str().unwrap_or("https"), from.authority().map(ToString::to_string).unwrap_or_default());
+            let (scheme, authority) =
+                (from.scheme_str().unwrap_or("https"), from.authority().map(ToString::to_string).unwrap_or_default());
             return parse_uri(&format!("{scheme}://{authority}{location}"));
         }
         let uri = parse_uri(location)?;
@@ -80,7 +81,10 @@ impl Session {
             if status == StatusCode::UNAUTHORIZED && !authorized && self.is_ours(&uri) {
                 authorized = true;
                 self.authorize(&response, &method).await?;
-            } else if status.is_redirection() && (method == Method::GET || method == Method::HEAD) && redirects < MAX_REDIRECTS {
+            } else if status.is_redirection()
+                && (method == Method::GET || method == Method::HEAD)
+                && redirects < MAX_REDIRECTS
+            {
                 redirects += 1;
                 uri = self.location(&uri, &response)?;
             } else {
@@ -93,10 +97,19 @@ impl Session {
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn once(&self, method: Method, uri: &Uri, mut headers: HeaderMap, body: RequestBody) -> Result<Response<Incoming>> {
+    pub async fn once(
+        &self,
+        method: Method,
+        uri: &Uri,
+        mut headers: HeaderMap,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>> {
         let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(value) = authorization.filter(|_| self.is_ours(uri)) {
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(&value).map_err(|_| internal("a registry's token is malformed"))?);
+            headers.insert(
+                header::AUTHORIZATION,
+                HeaderValue::from_str(&value).map_err(|_| internal("a registry's token is malformed"))?,
+            );
         }
         self.transport.send(method, uri, headers, body).await
     }
@@ -112,7 +125,9 @@ impl Session {
         let challenge = headers.iter().filter_map(|v| Challenge::parse(v.to_str().ok()?)).next();
         let value = match challenge {
             Some(Challenge::Basic) => self.credentials.basic(),
-            Some(Challenge::Bearer { realm, service, scope }) => Some(self.token(&realm, &service, &scope, method).await?),
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                Some(self.token(&realm, &service, &scope, method).await?)
+            }
             None => None,
         };
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = value;
@@ -120,24 +135,32 @@ impl Session {
     }
 
     async fn token(&self, realm: &str, service: &str, scope: &str, method: &Method) -> Result<String> {
-        let as_safe = realm.starts_with("https://") || (realm.starts_with("http://") && self.base.starts_with("http://"));
+        let as_safe =
+            realm.starts_with("https://") || (realm.starts_with("http://") && self.base.starts_with("http://"));
         if !as_safe {
             return Err(invalid(format!("the registry wants credentials sent to {realm:.200}, which is not https")));
         }
         let actions = if *method == Method::GET || *method == Method::HEAD { "pull" } else { "pull,push" };
-        let scope = if scope.is_empty() { format!("repository:{}:{actions}", self.repository) } else { scope.to_owned() };
+        let scope =
+            if scope.is_empty() { format!("repository:{}:{actions}", self.repository) } else { scope.to_owned() };
         let encode = |s: &str| utf8_percent_encode(s, NON_ALPHANUMERIC).to_string();
         let mut query = format!("service={}&scope={}", encode(service), encode(&scope));
         let mut headers = HeaderMap::new();
         let (method, uri, body) = if self.credentials.identitytoken.is_empty() {
             if let Some(basic) = self.credentials.basic() {
                 query += &format!("&account={}", encode(self.credentials.username()));
-                headers.insert(header::AUTHORIZATION, HeaderValue::from_str(&basic).map_err(|_| invalid("the credentials are malformed"))?);
+                headers.insert(
+                    header::AUTHORIZATION,
+                    HeaderValue::from_str(&basic).map_err(|_| invalid("the credentials are malformed"))?,
+                );
             }
             let separator = if realm.contains('?') { '&' } else { '?' };
             (Method::GET, format!("{realm}{separator}{query}"), Bytes::new())
         } else {
-            query += &format!("&grant_type=refresh_token&client_id=kraud&refresh_token={}", encode(&self.credentials.identitytoken));
+            query += &format!(
+                "&grant_type=refresh_token&client_id=kraud&refresh_token={}",
+                encode(&self.credentials.identitytoken)
+            );
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
             (Method::POST, realm.to_owned(), Bytes::from(query))
         };

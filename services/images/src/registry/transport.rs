@@ -48,7 +48,9 @@ impl Transport {
         let mut roots = RootCertStore::empty();
         match CertificateDer::pem_file_iter(ca_file) {
             Ok(certificates) => drop(roots.add_parsable_certificates(certificates.filter_map(std::result::Result::ok))),
-            Err(error) => tracing::warn!(file = %ca_file.display(), %error, "no certificate authorities: registries with TLS cannot be used"),
+            Err(error) => {
+                tracing::warn!(file = %ca_file.display(), %error, "no certificate authorities: registries with TLS cannot be used")
+            }
         }
         let authorities = roots.len();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -64,21 +66,30 @@ impl Transport {
     ///
     /// # Errors
     /// `Unavailable` when the server cannot be reached.
-    pub async fn send(&self, method: Method, uri: &Uri, headers: HeaderMap, body: RequestBody) -> Result<Response<Incoming>> {
+    pub async fn send(
+        &self,
+        method: Method,
+        uri: &Uri,
+        headers: HeaderMap,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>> {
         let host = uri.host().ok_or_else(|| invalid(format!("the address {uri} has no host")))?;
         let plain = uri.scheme_str() == Some("http");
         let port = uri.port_u16().unwrap_or(if plain { 80 } else { 443 });
-        let away = |e: &dyn std::fmt::Display| ApiError::new(ErrorKind::Unavailable, format!("cannot reach {host}:{port}: {e}"));
+        let away = |e: &dyn std::fmt::Display| {
+            ApiError::new(ErrorKind::Unavailable, format!("cannot reach {host}:{port}: {e}"))
+        };
         let connect = async {
             let tcp = TcpStream::connect((host.trim_matches(['[', ']']), port)).await.map_err(|e| away(&e))?;
             if plain {
                 return Ok::<Box<dyn Stream>, ApiError>(Box::new(tcp));
             }
             let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|e| away(&e))?;
-            let tls = TlsConnector::from(self.tls.clone()).connect(name, tcp).await.map_err(|e| match self.authorities {
-                0 => away(&"there are no certificate authorities on this machine"),
-                _ => away(&e),
-            })?;
+            let tls =
+                TlsConnector::from(self.tls.clone()).connect(name, tcp).await.map_err(|e| match self.authorities {
+                    0 => away(&"there are no certificate authorities on this machine"),
+                    _ => away(&e),
+                })?;
             Ok(Box::new(tls))
         };
         let stream = tokio::time::timeout(CONNECT_LIMIT, connect).await.map_err(|_| away(&"it does not answer"))??;
@@ -86,10 +97,19 @@ impl Transport {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| away(&e))?;
         tokio::spawn(connection);
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
-        let mut request = Request::builder().method(method).uri(path).body(body).map_err(|e| invalid(format!("bad request to {uri}: {e}")))?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(body)
+            .map_err(|e| invalid(format!("bad request to {uri}: {e}")))?;
         *request.headers_mut() = headers;
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-        let value = authority.rsplit('@').next().unwrap_or_default().parse().map_err(|_| invalid(format!("bad host in {uri}")))?;
+        let value = authority
+            .rsplit('@')
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .map_err(|_| invalid(format!("bad host in {uri}")))?;
         request.headers_mut().insert(header::HOST, value);
         request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static("kraud-images"));
         let answer = tokio::time::timeout(ANSWER_LIMIT, sender.send_request(request));
@@ -110,7 +130,10 @@ pub async fn read(mut body: Incoming, limit: u64) -> Result<Vec<u8>> {
     while let Some(piece) = next(&mut body).await? {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > limit {
-            return Err(ApiError::new(ErrorKind::TooLarge, format!("a registry's answer is larger than {limit} bytes")));
+            return Err(ApiError::new(
+                ErrorKind::TooLarge,
+                format!("a registry's answer is larger than {limit} bytes"),
+            ));
         }
     }
     Ok(bytes)
@@ -121,7 +144,9 @@ pub async fn read(mut body: Incoming, limit: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// `Unavailable` when it breaks off or stalls.
 pub async fn next(body: &mut Incoming) -> Result<Option<Bytes>> {
-    let broken = |e: &dyn std::fmt::Display| ApiError::new(ErrorKind::Unavailable, format!("the registry's answer broke off: {e}"));
+    let broken = |e: &dyn std::fmt::Display| {
+        ApiError::new(ErrorKind::Unavailable, format!("the registry's answer broke off: {e}"))
+    };
     loop {
         match tokio::time::timeout(IDLE_LIMIT, body.frame()).await {
             Err(_) => return Err(broken(&"nothing came for a minute")),
