@@ -45,12 +45,15 @@ pub fn elements(plan: &Plan) -> Elements {
         add("marks", json!([name, mark]));
         add("inside", json!({"concat": [mark, name]}));
         for port in &tap.ports {
-            let to = json!({"concat": [tap.address, port.container_port]});
             let protocol = port.protocol.as_str();
             if port.host_ip.is_unspecified() {
-                add("published", json!([{"concat": [protocol, port.host_port]}, to]));
+                let key = json!({"concat": [protocol, port.host_port]});
+                add("published_address", json!([key, tap.address]));
+                add("published_port", json!([key, port.container_port]));
             } else {
-                add("published_at", json!([{"concat": [port.host_ip, protocol, port.host_port]}, to]));
+                let key = json!({"concat": [port.host_ip, protocol, port.host_port]});
+                add("published_at_address", json!([key, tap.address]));
+                add("published_at_port", json!([key, port.container_port]));
             }
         }
     }
@@ -121,8 +124,11 @@ fn sets() -> Vec<Value> {
         set("uplinked", json!("mark")),
         set("gateways", json!(["mark", "ipv4_addr"])),
         set("gateway_addresses", json!("ipv4_addr")),
-        map("published", json!(["inet_proto", "inet_service"]), "ipv4_addr . inet_service"),
-        map("published_at", json!(["ipv4_addr", "inet_proto", "inet_service"]), "ipv4_addr . inet_service"),
+        // Two maps for one fact: nft's JSON knows no map to a pair.
+        map("published_address", json!(["inet_proto", "inet_service"]), "ipv4_addr"),
+        map("published_port", json!(["inet_proto", "inet_service"]), "inet_service"),
+        map("published_at_address", json!(["ipv4_addr", "inet_proto", "inet_service"]), "ipv4_addr"),
+        map("published_at_port", json!(["ipv4_addr", "inet_proto", "inet_service"]), "inet_service"),
     ]
 }
 
@@ -193,7 +199,8 @@ fn rules() -> Vec<Value> {
         let port = || vec![meta("l4proto"), payload("th", "dport")];
         let at = [vec![payload("ip", "daddr")], port()].concat();
         for (key, map) in [(at, "@published_at"), (port(), "@published")] {
-            let translate = json!({"dnat": {"family": "ip", "addr": {"map": {"key": concat(key), "data": map}}}});
+            let value = |part: &str| json!({"map": {"key": concat(key.clone()), "data": format!("{map}_{part}")}});
+            let translate = json!({"dnat": {"family": "ip", "addr": value("address"), "port": value("port")}});
             rules.push(rule(chain, vec![to_machine(), not_to_gateway(), translate]));
         }
     }
