@@ -77,7 +77,13 @@ fn passed_descriptors(pid: Option<&str>, count: Option<&str>, names: Option<&str
         return Vec::new();
     }
     let count: usize = count.and_then(|c| c.parse().ok()).unwrap_or(0);
-    names.unwrap_or("").split(':').take(count.min(256)).enumerate().map(|(i, name)| (name.to_owned(), FIRST_FD + i as RawFd)).collect()
+    names
+        .unwrap_or("")
+        .split(':')
+        .take(count.min(256))
+        .enumerate()
+        .map(|(i, name)| (name.to_owned(), FIRST_FD + i as RawFd))
+        .collect()
 }
 
 impl Names {
@@ -92,7 +98,8 @@ impl Names {
         // fcntl on a number that is not open fails with EBADF, which is reported.
         let copy = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 3) };
         if copy < 0 {
-            return Err(std::io::Error::last_os_error()).with_context(|| format!("the descriptor {wanted:?} is not open"));
+            return Err(std::io::Error::last_os_error())
+                .with_context(|| format!("the descriptor {wanted:?} is not open"));
         }
         // SAFETY: `copy` was just made and nobody else owns it.
         Ok(Some(unsafe { OwnedFd::from_raw_fd(copy) }))
@@ -113,7 +120,11 @@ impl Names {
         }
         let path = self.path(name);
         let how = if write { "for writing" } else { "for reading" };
-        OpenOptions::new().read(true).write(write).open(&path).with_context(|| format!("cannot open {} {how}", path.display()))
+        OpenOptions::new()
+            .read(true)
+            .write(write)
+            .open(&path)
+            .with_context(|| format!("cannot open {} {how}", path.display()))
     }
 
     /// Opens a file to append to, made when absent.
@@ -125,7 +136,11 @@ impl Names {
             return Ok(File::from(fd));
         }
         let path = self.path(name);
-        OpenOptions::new().append(true).create(true).open(&path).with_context(|| format!("cannot open {} for writing", path.display()))
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {} for writing", path.display()))
     }
 
     /// A listening socket: the passed one, or a new one at the path (an old socket there is replaced).
@@ -164,7 +179,8 @@ mod tests {
     use zone::bundle::{Disk, Extent};
 
     fn bundle() -> Bundle {
-        serde_json::from_str(r#"{"vcpus":1,"memory_mib":64,"kernel":"k","initramfs":"i","guest_spec":"s","agent":"a"}"#).unwrap()
+        serde_json::from_str(r#"{"vcpus":1,"memory_mib":64,"kernel":"k","initramfs":"i","guest_spec":"s","agent":"a"}"#)
+            .unwrap()
     }
 
     fn problem(change: impl FnOnce(&mut Bundle)) -> String {

@@ -2,7 +2,9 @@
 
 use crate::boot::pvh::START_INFO;
 use anyhow::{Context, Result};
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_regs, kvm_segment};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_regs, kvm_segment,
+};
 use kvm_ioctls::{Kvm, VcpuFd};
 
 const HYPERVISOR: u32 = 1 << 31;
@@ -34,7 +36,8 @@ pub fn set_cpuid(vcpu: &VcpuFd, supported: &CpuId, id: u8, count: u8) -> Result<
 
 fn identity(supported: &[kvm_cpuid_entry2], id: u32, count: u32) -> Vec<kvm_cpuid_entry2> {
     let bits = count.next_power_of_two().trailing_zeros();
-    let mut entries: Vec<_> = supported.iter().copied().filter(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_000a)).collect();
+    let mut entries: Vec<_> =
+        supported.iter().copied().filter(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_000a)).collect();
     for entry in &mut entries {
         match entry.function {
             1 => {
@@ -53,7 +56,16 @@ fn identity(supported: &[kvm_cpuid_entry2], id: u32, count: u32) -> Vec<kvm_cpui
     // The topology: one thread a core, all cores in one package.
     for (index, (eax, ebx, ecx)) in [(0, 1, 1 << 8), (bits, count, (2 << 8) | 1), (0, 0, 2)].into_iter().enumerate() {
         let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-        entries.push(kvm_cpuid_entry2 { function: 0xb, index: index as u32, flags, eax, ebx, ecx, edx: id, ..Default::default() });
+        entries.push(kvm_cpuid_entry2 {
+            function: 0xb,
+            index: index as u32,
+            flags,
+            eax,
+            ebx,
+            ecx,
+            edx: id,
+            ..Default::default()
+        });
     }
     entries
 }

@@ -71,7 +71,9 @@ fn parse(mut args: impl Iterator<Item = PathBuf>) -> Result<Command, String> {
             let dir = args.next().ok_or("run needs the bundle's directory")?;
             let pid_file = match args.next() {
                 None => None,
-                Some(flag) if flag.as_os_str() == "--pid-file" => Some(args.next().ok_or("--pid-file needs a file name")?),
+                Some(flag) if flag.as_os_str() == "--pid-file" => {
+                    Some(args.next().ok_or("--pid-file needs a file name")?)
+                }
                 Some(other) => return Err(format!("run does not know {}", other.display())),
             };
             match args.next() {
@@ -95,7 +97,10 @@ mod tests {
     #[test]
     fn run_takes_a_directory_and_perhaps_a_pid_file() {
         assert_eq!(parsed(&["run", "/b"]), Ok(Command::Run { dir: "/b".into(), pid_file: None }));
-        assert_eq!(parsed(&["run", "/b", "--pid-file", "p"]), Ok(Command::Run { dir: "/b".into(), pid_file: Some("p".into()) }));
+        assert_eq!(
+            parsed(&["run", "/b", "--pid-file", "p"]),
+            Ok(Command::Run { dir: "/b".into(), pid_file: Some("p".into()) })
+        );
     }
 
     #[test]

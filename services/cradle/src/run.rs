@@ -53,7 +53,8 @@ pub fn run(dir: &Path, pid_file: Option<&Path>) -> Result<u8> {
     let machine = Machine::new(&bundle, &names)?;
     let entry = machine.load(&bundle, &names)?;
     if let Some(path) = pid_file {
-        std::fs::write(path, format!("{}\n", std::process::id())).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     machine.start(bundle.vcpus, entry)
 }
@@ -113,7 +114,8 @@ impl Machine {
         let mut builder = Builder { vm: &vm, mem: &mem, lines: Vec::new(), devices: Vec::new() };
 
         let vsock_slot = builder.add(vsock::identity())?;
-        let vsock = Vsock::new(vsock_slot.clone(), mem.clone(), listener, TOKEN_LISTENER, log).context("cannot set up the agent's socket")?;
+        let vsock = Vsock::new(vsock_slot.clone(), mem.clone(), listener, TOKEN_LISTENER, log)
+            .context("cannot set up the agent's socket")?;
         let rng_slot = builder.add(rng::identity())?;
         let rng = Rng::new(rng_slot.clone(), mem.clone());
         let mut disks = Vec::new();
@@ -143,8 +145,15 @@ impl Machine {
 
     fn load(&self, bundle: &Bundle, names: &bundle::Names) -> Result<u64> {
         let mut spec = Vec::new();
-        names.open(&bundle.guest_spec, false)?.take(MAX_SPEC_BYTES + 1).read_to_end(&mut spec).context("cannot read the guest's specification")?;
-        anyhow::ensure!(spec.len() as u64 <= MAX_SPEC_BYTES, "the guest's specification is larger than {MAX_SPEC_BYTES} bytes");
+        names
+            .open(&bundle.guest_spec, false)?
+            .take(MAX_SPEC_BYTES + 1)
+            .read_to_end(&mut spec)
+            .context("cannot read the guest's specification")?;
+        anyhow::ensure!(
+            spec.len() as u64 <= MAX_SPEC_BYTES,
+            "the guest's specification is larger than {MAX_SPEC_BYTES} bytes"
+        );
         let mut parts = Parts {
             kernel: &mut names.open(&bundle.kernel, false)?,
             initramfs: &mut names.open(&bundle.initramfs, false)?,
@@ -162,9 +171,15 @@ impl Machine {
         let end = End::new().context("cannot make event descriptors")?;
         let mut epoll = Epoll::new().context("cannot make an epoll set")?;
         let edge = EventFlags::IN | EventFlags::ET;
-        let mut watched = vec![(end.event(), TOKEN_END), (&vsock_slot.changed, TOKEN_VSOCK), (&rng_slot.changed, TOKEN_RNG)];
-        watched.extend([(&vsock_slot.kicks[0], TOKEN_VSOCK), (&vsock_slot.kicks[1], TOKEN_VSOCK), (&rng_slot.kicks[0], TOKEN_RNG)]);
-        watched.extend(shares.iter().enumerate().map(|(index, share)| (&share.slot().changed, TOKEN_FS + index as u64)));
+        let mut watched =
+            vec![(end.event(), TOKEN_END), (&vsock_slot.changed, TOKEN_VSOCK), (&rng_slot.changed, TOKEN_RNG)];
+        watched.extend([
+            (&vsock_slot.kicks[0], TOKEN_VSOCK),
+            (&vsock_slot.kicks[1], TOKEN_VSOCK),
+            (&rng_slot.kicks[0], TOKEN_RNG),
+        ]);
+        watched
+            .extend(shares.iter().enumerate().map(|(index, share)| (&share.slot().changed, TOKEN_FS + index as u64)));
         for (event, token) in watched {
             epoll.add(event, token, edge).context("cannot watch an event descriptor")?;
         }
@@ -210,7 +225,9 @@ impl Machine {
                     TOKEN_LISTENER => vsock.client_waits(),
                     TOKEN_STREAMS.. => vsock.stream_event(token, flags),
                     token => {
-                        if let Some(share) = token.checked_sub(TOKEN_FS).and_then(|index| shares.get_mut(index as usize)) {
+                        if let Some(share) =
+                            token.checked_sub(TOKEN_FS).and_then(|index| shares.get_mut(index as usize))
+                        {
                             share.changed();
                         }
                     }
@@ -220,7 +237,9 @@ impl Machine {
             vsock.serve(&epoll).context("cannot serve the guest's sockets")?;
             match end.code() {
                 Some(vcpu::ENDED) if vsock.log_is_open() => {
-                    say("the guest restarted before it had ended its log, as a kernel that panics does; a console in the bundle tells why");
+                    say(
+                        "the guest restarted before it had ended its log, as a kernel that panics does; a console in the bundle tells why",
+                    );
                     return Ok(vcpu::CRASHED);
                 }
                 Some(code) => return Ok(code),
@@ -243,7 +262,9 @@ fn open_disk(disk: &zone::bundle::Disk, names: &bundle::Names) -> Result<Extents
     let mut extents = Extents::new(disk.read_only);
     for extent in &disk.extents {
         let file = names.open(&extent.path, !disk.read_only)?;
-        extents.push(file, extent.offset, extent.len).with_context(|| format!("cannot use {}", extent.path.display()))?;
+        extents
+            .push(file, extent.offset, extent.len)
+            .with_context(|| format!("cannot use {}", extent.path.display()))?;
     }
     Ok(extents)
 }

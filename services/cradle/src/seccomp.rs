@@ -5,7 +5,8 @@
 
 use anyhow::{Context, Result};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
 };
 use std::collections::BTreeMap;
 
@@ -44,7 +45,8 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_write,
 ];
-const EPOLL: &[libc::c_long] = &[libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+const EPOLL: &[libc::c_long] =
+    &[libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
 const SOCKETS: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_read,
@@ -57,8 +59,14 @@ const SOCKETS: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 const FILES: &[libc::c_long] = &[libc::SYS_ftruncate, libc::SYS_getrandom, libc::SYS_pread64, libc::SYS_pwrite64];
-const DISKS: &[libc::c_long] =
-    &[libc::SYS_fallocate, libc::SYS_fdatasync, libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_pwritev, libc::SYS_pwritev2];
+const DISKS: &[libc::c_long] = &[
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+];
 const NET: &[libc::c_long] = &[libc::SYS_read, libc::SYS_writev];
 
 /// The filter for a thread, to be made before the guest runs.
@@ -72,7 +80,8 @@ pub fn filter(role: Role) -> Result<BpfProgram> {
         Role::Disks => (&[COMMON, EPOLL, DISKS], None),
         Role::Net => (&[COMMON, EPOLL, NET], Some(TUNSETOFFLOAD)),
     };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = lists.iter().flat_map(|list| list.iter()).map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        lists.iter().flat_map(|list| list.iter()).map(|call| (*call, Vec::new())).collect();
     // The allocator maps memory and takes protection away from it; nothing maps code.
     let not_executable = || condition(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
     rules.insert(libc::SYS_mmap, vec![not_executable()?]);
@@ -86,7 +95,8 @@ pub fn filter(role: Role) -> Result<BpfProgram> {
 }
 
 fn condition(argument: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompRule> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, how, value).context("cannot build the system call filter")?;
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, how, value)
+        .context("cannot build the system call filter")?;
     SeccompRule::new(vec![condition]).context("cannot build the system call filter")
 }
 
@@ -135,7 +145,9 @@ mod tests {
 
     fn map_code() {
         // SAFETY: a new mapping, nothing is replaced.
-        unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+        unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
     }
 
     fn ask_the_terminal() {

@@ -68,7 +68,9 @@ pub fn run(id: u8, mut vcpu: VcpuFd, bus: &Bus, end: &End) {
             Ok(exit) => {
                 let what = match exit {
                     VcpuExit::Shutdown => "triple fault".to_owned(),
-                    VcpuExit::FailEntry(reason, _) => format!("the processor refuses to enter the guest, reason {reason:#x}"),
+                    VcpuExit::FailEntry(reason, _) => {
+                        format!("the processor refuses to enter the guest, reason {reason:#x}")
+                    }
                     VcpuExit::InternalError => "KVM cannot emulate an instruction".to_owned(),
                     other => format!("unexpected exit {other:?}"),
                 };

@@ -29,7 +29,8 @@ impl Vm {
         fd.set_tss_address(TSS).context("KVM refuses the address of its TSS")?;
         fd.create_irq_chip().context("KVM cannot create an interrupt controller")?;
         for (slot, region) in mem.iter().enumerate() {
-            let host = region.get_host_address(vm_memory::MemoryRegionAddress(0)).context("guest memory has no address")?;
+            let host =
+                region.get_host_address(vm_memory::MemoryRegionAddress(0)).context("guest memory has no address")?;
             let slot = kvm_userspace_memory_region {
                 slot: slot as u32,
                 flags: 0,

@@ -7,7 +7,8 @@ use crate::bus::{MMIO_BASE, MMIO_WINDOW};
 /// The command line for devices with these interrupt lines.
 #[must_use]
 pub fn build(lines: &[u32], console: bool, more: &str) -> String {
-    let mut text = String::from("reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1");
+    let mut text =
+        String::from("reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1");
     text.push_str(if console { " console=ttyS0" } else { " quiet 8250.nr_uarts=0" });
     for (index, line) in lines.iter().enumerate() {
         let address = MMIO_BASE + index as u64 * MMIO_WINDOW;

@@ -7,6 +7,7 @@ use super::Placed;
 use crate::memory::Mem;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
+use std::io::Seek as _;
 use vm_memory::{Bytes as _, GuestAddress};
 use zone::guest::SPEC_FILE;
 
@@ -25,6 +26,8 @@ pub fn load(mem: &Mem, archive: &mut File, spec: &[u8], kernel_end: u64, low_end
         bail!("the initramfs has {total} bytes, the guest's memory has no room for it");
     };
     let start = GuestAddress(start);
+    // A passed descriptor may have been read before.
+    archive.rewind().context("cannot read the initramfs")?;
     mem.read_exact_volatile_from(start, archive, len as usize).context("cannot read the initramfs")?;
     mem.write_slice(&spec, GuestAddress(start.0 + spec_at)).context("cannot write the guest's specification")?;
     Ok(Placed { start, len: total })
@@ -72,7 +75,6 @@ mod tests {
         let mem = crate::memory::create(32 << 20, false).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"07070").unwrap();
-        std::io::Seek::rewind(&mut file).unwrap();
         let placed = load(&mem, &mut file, b"{}", 16 << 20, 32 << 20).unwrap();
         assert_eq!(placed.start.0, (32 << 20) - PAGE);
         let mut start = [0; 14];

@@ -7,8 +7,8 @@ pub mod pvh;
 
 use crate::memory::{GAP, Mem};
 use anyhow::{Context, Result, bail};
-use linux_loader::loader::{Elf, KernelLoader as _};
 use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::{Elf, KernelLoader as _};
 use std::fs::File;
 use vm_memory::GuestAddress;
 
@@ -33,7 +33,8 @@ pub struct Parts<'a> {
 /// # Errors
 /// When a file is not what it should be or does not fit.
 pub fn load(mem: &Mem, parts: &mut Parts<'_>) -> Result<u64> {
-    let loaded = Elf::load(mem, None, parts.kernel, None).context("the kernel is no ELF vmlinux that fits the guest's memory")?;
+    let loaded = Elf::load(mem, None, parts.kernel, None)
+        .context("the kernel is no ELF vmlinux that fits the guest's memory")?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         bail!("the kernel has no PVH entry note, build it with CONFIG_PVH");
     };

@@ -72,12 +72,10 @@ mod tests {
     #[test]
     fn the_map_covers_all_memory_once_and_leaves_the_gap_out() {
         let map: Vec<_> = memory_map(4 << 30).iter().map(|e| (e.addr, e.addr + e.size, e.type_)).collect();
-        assert_eq!(map, [
-            (0, BASE_END, RAM),
-            (BASE_END, ONE_MIB, RESERVED),
-            (ONE_MIB, 3 << 30, RAM),
-            (4 << 30, 5 << 30, RAM)
-        ]);
+        assert_eq!(
+            map,
+            [(0, BASE_END, RAM), (BASE_END, ONE_MIB, RESERVED), (ONE_MIB, 3 << 30, RAM), (4 << 30, 5 << 30, RAM)]
+        );
     }
 
     #[test]

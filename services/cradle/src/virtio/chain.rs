@@ -66,7 +66,8 @@ impl<'m> Chain<'m> {
             if len > max_bytes || out.readable.len + out.writable.len + len > max_bytes {
                 return Err(ChainError::TooLarge);
             }
-            let (part, access) = if write { (&mut out.writable, Permissions::Write) } else { (&mut out.readable, Permissions::Read) };
+            let (part, access) =
+                if write { (&mut out.writable, Permissions::Write) } else { (&mut out.readable, Permissions::Read) };
             for slice in mem.get_slices(descriptor.addr(), len, access).map_err(|_| ChainError::Outside)? {
                 part.push(slice.map_err(|_| ChainError::Outside)?);
             }
@@ -200,7 +201,9 @@ pub(crate) mod testing {
             for (i, (address, len, write)) in chain.iter().enumerate() {
                 let more = i + 1 < chain.len();
                 let flags = u16::from(more) | if *write { 2 } else { 0 };
-                mock.desc_table().store(index, RawDescriptor::from(Descriptor::new(*address, *len, flags, index + 1))).unwrap();
+                mock.desc_table()
+                    .store(index, RawDescriptor::from(Descriptor::new(*address, *len, flags, index + 1)))
+                    .unwrap();
                 index += 1;
             }
         }

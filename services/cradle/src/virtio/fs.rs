@@ -3,15 +3,15 @@
 //! The daemon reads and writes the queues itself, in shared guest memory; here is only the introduction: when the driver is
 //! ready, the daemon gets the memory, the queues, doorbells and the interrupt line.
 
-use super::{Active, F_INDIRECT, F_EVENT_IDX, F_VERSION_1, Identity, Slot};
+use super::{Active, F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Identity, Slot};
 use crate::memory::Mem;
 use crate::say;
 use anyhow::{Context, Result, bail};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT as _;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
@@ -94,7 +94,9 @@ impl Fs {
         self.daemon.set_features(active.features | F_PROTOCOL_FEATURES).context("the daemon refuses the features")?;
         let mut regions = Vec::new();
         for region in self.mem.iter() {
-            let (Some(file), Ok(host)) = (region.file_offset(), region.get_host_address(vm_memory::MemoryRegionAddress(0))) else {
+            let (Some(file), Ok(host)) =
+                (region.file_offset(), region.get_host_address(vm_memory::MemoryRegionAddress(0)))
+            else {
                 bail!("guest memory is not shared");
             };
             regions.push(VhostUserMemoryRegionInfo {

@@ -54,7 +54,8 @@ impl MmioDevice {
     /// A device that no driver has found yet.
     #[must_use]
     pub fn new(identity: Identity, slot: Arc<Slot>, mem: Arc<Mem>) -> Self {
-        let registers = Registers { queues: vec![QueueRegisters::default(); identity.queues.len()], ..Registers::default() };
+        let registers =
+            Registers { queues: vec![QueueRegisters::default(); identity.queues.len()], ..Registers::default() };
         Self { identity, slot, mem, registers: Mutex::new(registers) }
     }
 
@@ -76,7 +77,11 @@ impl MmioDevice {
     fn register(&self, offset: u64) -> Option<u32> {
         // The interrupt's status is read in each interrupt: no lock for it.
         if offset == 0x60 {
-            return Some(if self.identity.interrupts_elsewhere { STATUS_USED } else { self.slot.status.load(Ordering::SeqCst) });
+            return Some(if self.identity.interrupts_elsewhere {
+                STATUS_USED
+            } else {
+                self.slot.status.load(Ordering::SeqCst)
+            });
         }
         let registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = registers.queues.get(registers.queue_select);
@@ -138,7 +143,8 @@ impl MmioDevice {
             match self.queues(registers) {
                 Some(queues) => {
                     registers.epoch = registers.epoch.wrapping_add(1);
-                    *self.slot.active() = Some(Active { queues, features: registers.driver_features, epoch: registers.epoch });
+                    *self.slot.active() =
+                        Some(Active { queues, features: registers.driver_features, epoch: registers.epoch });
                     let _ = self.slot.changed.write(1);
                 }
                 None => registers.status = (registers.status & !DRIVER_OK) | NEEDS_RESET,
@@ -148,7 +154,11 @@ impl MmioDevice {
 
     fn reset(&self, registers: &mut Registers) {
         let epoch = registers.epoch;
-        *registers = Registers { queues: vec![QueueRegisters::default(); self.identity.queues.len()], epoch, ..Registers::default() };
+        *registers = Registers {
+            queues: vec![QueueRegisters::default(); self.identity.queues.len()],
+            epoch,
+            ..Registers::default()
+        };
         // Waits until the backend lets go of the queues.
         let was = self.slot.active().take();
         self.slot.status.store(0, Ordering::SeqCst);
@@ -188,7 +198,9 @@ impl Registers {
         match offset {
             0x14 => self.device_features_select = value,
             0x24 => self.driver_features_select = value,
-            0x20 if self.status & FEATURES_OK == 0 => set_half(&mut self.driver_features, self.driver_features_select, value),
+            0x20 if self.status & FEATURES_OK == 0 => {
+                set_half(&mut self.driver_features, self.driver_features_select, value)
+            }
             0x30 => self.queue_select = value as usize,
             _ if self.status & DRIVER_OK == 0 => {
                 let Some(queue) = self.queues.get_mut(self.queue_select) else { return };
@@ -231,7 +243,14 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     fn device() -> MmioDevice {
-        let identity = Identity { kind: 4, features: F_EVENT_IDX, queues: vec![16], doorbells: 1, config: vec![1, 2, 3, 4, 5], interrupts_elsewhere: false };
+        let identity = Identity {
+            kind: 4,
+            features: F_EVENT_IDX,
+            queues: vec![16],
+            doorbells: 1,
+            config: vec![1, 2, 3, 4, 5],
+            interrupts_elsewhere: false,
+        };
         let slot = Slot::new(1, EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap();
         MmioDevice::new(identity, slot, Arc::new(crate::memory::create(32 << 20, false).unwrap()))
     }
@@ -284,7 +303,9 @@ mod tests {
 
     #[test]
     fn a_queue_that_cannot_be_asks_for_a_reset_and_reaches_no_backend() {
-        for (size, descriptors) in [(0, 0x1000), (7, 0x1000), (32, 0x1000), (65536 + 8, 0x1000), (8, 0x1001), (8, 0xffff_f000)] {
+        for (size, descriptors) in
+            [(0, 0x1000), (7, 0x1000), (32, 0x1000), (65536 + 8, 0x1000), (8, 0x1001), (8, 0xffff_f000)]
+        {
             let device = device();
             set_up(&device, size, descriptors);
             assert_eq!(read(&device, 0x70) & (DRIVER_OK | NEEDS_RESET), NEEDS_RESET, "{size} {descriptors:#x}");

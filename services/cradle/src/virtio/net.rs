@@ -64,7 +64,8 @@ pub fn attach(name: &str) -> Result<File> {
     let size = HEADER as libc::c_int;
     // SAFETY: the kernel reads and writes an ifreq here, which lives across the call; the descriptor is open.
     if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw mut request) } != 0 {
-        return Err(io::Error::last_os_error()).with_context(|| format!("cannot attach to the tap {name}, which must exist and be ours"));
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot attach to the tap {name}, which must exist and be ours"));
     }
     // SAFETY: the kernel reads an int here, which lives across the call; the descriptor is open.
     if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) } != 0 {
@@ -82,7 +83,9 @@ pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let mut parts = text.split(':');
     for byte in &mut mac {
         let part = parts.next().filter(|part| part.len() == 2);
-        *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).with_context(|| format!("{text:?} is no MAC address"))?;
+        *byte = part
+            .and_then(|part| u8::from_str_radix(part, 16).ok())
+            .with_context(|| format!("{text:?} is no MAC address"))?;
     }
     if parts.next().is_some() {
         bail!("{text:?} is no MAC address");
@@ -184,7 +187,9 @@ impl Net {
                     let iovecs = chain.readable.iovecs(usize::MAX);
                     // SAFETY: each iovec is a checked slice of guest memory that stays mapped while `chain` borrows it. What the
                     // tap cannot take is lost, as on any wire.
-                    unsafe { libc::writev(self.tap.as_raw_fd(), iovecs.as_ptr(), iovecs.len().min(1024) as libc::c_int) };
+                    unsafe {
+                        libc::writev(self.tap.as_raw_fd(), iovecs.as_ptr(), iovecs.len().min(1024) as libc::c_int)
+                    };
                 }
                 if queue.add_used(mem, head, 0).is_err() {
                     return false;
@@ -246,7 +251,8 @@ fn deliver(queue: &mut Queue, mem: &Mem, packet: &[u8], merge: bool) -> bool {
             // Where the header's count of buffers goes, when the first buffer is in one piece there.
             count_at = chain.clone().next().filter(|d| d.len() as usize >= HEADER).map(|d| d.addr());
         }
-        let len = Chain::collect(chain, mem, 4 * MAX_PACKET).map_or(0, |mut chain| chain.writable.write(&packet[done..]));
+        let len =
+            Chain::collect(chain, mem, 4 * MAX_PACKET).map_or(0, |mut chain| chain.writable.write(&packet[done..]));
         used.push((head, len));
         done += len;
         if len == 0 || !merge || used.len() > usize::from(QUEUE_SIZE) {
@@ -293,7 +299,9 @@ mod tests {
     #[test]
     fn mac_addresses_are_read_strictly() {
         assert_eq!(parse_mac("02:00:0a:ff:00:01").unwrap(), [2, 0, 10, 255, 0, 1]);
-        for bad in ["", "02:00:0a:ff:00", "02:00:0a:ff:00:01:02", "2:0:a:f:0:1", "02-00-0a-ff-00-01", "0g:00:0a:ff:00:01"] {
+        for bad in
+            ["", "02:00:0a:ff:00", "02:00:0a:ff:00:01:02", "2:0:a:f:0:1", "02-00-0a-ff-00-01", "0g:00:0a:ff:00:01"]
+        {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
     }

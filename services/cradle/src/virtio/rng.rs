@@ -15,7 +15,14 @@ const MAX_CHAIN: usize = 1 << 20;
 /// What the transport shows.
 #[must_use]
 pub fn identity() -> Identity {
-    Identity { kind: KIND, features: F_EVENT_IDX, queues: vec![QUEUE_SIZE], doorbells: 1, config: Vec::new(), interrupts_elsewhere: false }
+    Identity {
+        kind: KIND,
+        features: F_EVENT_IDX,
+        queues: vec![QUEUE_SIZE],
+        doorbells: 1,
+        config: Vec::new(),
+        interrupts_elsewhere: false,
+    }
 }
 
 /// The backend.
@@ -45,7 +52,8 @@ impl Rng {
                 let head = chain.head_index();
                 let len = Chain::collect(chain, mem, MAX_CHAIN).map_or(0, |mut chain| {
                     let mut bytes = vec![0u8; chain.writable.len().min(MAX_BYTES)];
-                    let got = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+                    let got =
+                        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
                     chain.writable.write(&bytes[..got])
                 });
                 if queue.add_used(mem, head, len as u32).is_err() {

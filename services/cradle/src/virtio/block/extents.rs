@@ -127,7 +127,8 @@ impl Extents {
     /// When it reaches beyond the disk, or the host's file cannot do it.
     pub fn zero(&self, at: u64, len: u64, release: bool) -> io::Result<()> {
         let piece = self.writable(at, len)?;
-        let mode = if release { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE } | libc::FALLOC_FL_KEEP_SIZE;
+        let mode =
+            if release { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE } | libc::FALLOC_FL_KEEP_SIZE;
         let (Ok(from), Ok(count)) = (i64::try_from(piece.offset + at), i64::try_from(len)) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -191,7 +192,8 @@ mod tests {
     }
 
     fn buffers(mem: &Mem, len: u32) -> Buffers<'_> {
-        let mut queue = queue_of(mem, &[&[(0x10000, len / 2, true), (0x10000 + u64::from(len / 2), len - len / 2, true)]]);
+        let mut queue =
+            queue_of(mem, &[&[(0x10000, len / 2, true), (0x10000 + u64::from(len / 2), len - len / 2, true)]]);
         Chain::collect(queue.pop_descriptor_chain(mem).unwrap(), mem, 1 << 20).unwrap().writable
     }
 

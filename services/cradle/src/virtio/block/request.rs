@@ -159,6 +159,9 @@ mod tests {
     fn a_chain_without_room_for_the_status_is_given_back_untouched() {
         let mem = crate::memory::create(32 << 20, false).unwrap();
         let mut queue = queue_of(&mem, &[&[(HEADER, 16, false)]]);
-        assert_eq!(serve(&disk(true), Chain::collect(queue.pop_descriptor_chain(&mem).unwrap(), &mem, 1 << 20).unwrap()), 0);
+        assert_eq!(
+            serve(&disk(true), Chain::collect(queue.pop_descriptor_chain(&mem).unwrap(), &mem, 1 << 20).unwrap()),
+            0
+        );
     }
 }

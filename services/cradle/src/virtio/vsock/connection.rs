@@ -194,7 +194,8 @@ impl Connection {
         let iovecs = data.iovecs(usize::MAX);
         // SAFETY: each iovec is a checked slice of guest memory that stays mapped while `data` borrows it; the count is at most
         // their number.
-        let written = unsafe { libc::writev(stream.as_raw_fd(), iovecs.as_ptr(), iovecs.len().min(1024) as libc::c_int) };
+        let written =
+            unsafe { libc::writev(stream.as_raw_fd(), iovecs.as_ptr(), iovecs.len().min(1024) as libc::c_int) };
         if written >= 0 {
             return written as usize;
         }
@@ -373,7 +374,8 @@ impl Connection {
         loop {
             // SAFETY: each iovec is a checked slice of guest memory that stays mapped while `buffers` borrows it; the count is at
             // most their number.
-            let got = unsafe { libc::readv(stream.as_raw_fd(), iovecs.as_ptr(), iovecs.len().min(1024) as libc::c_int) };
+            let got =
+                unsafe { libc::readv(stream.as_raw_fd(), iovecs.as_ptr(), iovecs.len().min(1024) as libc::c_int) };
             if got > 0 {
                 self.sent = self.sent.wrapping_add(got as u32);
                 return Some(got as usize);

@@ -58,7 +58,13 @@ impl Vsock {
     ///
     /// # Errors
     /// When the listener cannot be set up.
-    pub fn new(slot: Arc<Slot>, mem: Arc<Mem>, listener: UnixListener, token: u64, log: Option<LogFiles>) -> io::Result<Self> {
+    pub fn new(
+        slot: Arc<Slot>,
+        mem: Arc<Mem>,
+        listener: UnixListener,
+        token: u64,
+        log: Option<LogFiles>,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let sockets = Sockets {
             listener,
@@ -334,7 +340,9 @@ impl Sockets {
             let told = connection.next(buffers);
             let packet = match told {
                 Told::Packet(op, flags) => Some(Header { flags, ..header(key, op, connection.tell_passed_on()) }),
-                Told::Data(len) => Some(Header { len: len as u32, ..header(key, Op::Data, connection.tell_passed_on()) }),
+                Told::Data(len) => {
+                    Some(Header { len: len as u32, ..header(key, Op::Data, connection.tell_passed_on()) })
+                }
                 Told::Nothing => None,
             };
             self.settle(key);

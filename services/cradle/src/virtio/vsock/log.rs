@@ -26,7 +26,8 @@ impl LogFiles {
     /// # Errors
     /// When they cannot be read or written.
     pub fn open(files: [File; 2], max_bytes: u64) -> Result<Self> {
-        let numbers = [header(&files[0]).context("cannot read the log")?, header(&files[1]).context("cannot read the log")?];
+        let numbers =
+            [header(&files[0]).context("cannot read the log")?, header(&files[1]).context("cannot read the log")?];
         let current = usize::from(numbers[1] > numbers[0]);
         let mut log = Self { files, max_bytes, current, number: 0, size: 0, partial: Vec::new() };
         match numbers[current] {

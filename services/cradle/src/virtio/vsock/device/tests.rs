@@ -22,7 +22,15 @@ impl Guest {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("agent")).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let files = ["0", "1"].map(|name| std::fs::File::options().read(true).write(true).create(true).truncate(true).open(dir.path().join(name)).unwrap());
+        let files = ["0", "1"].map(|name| {
+            std::fs::File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(dir.path().join(name))
+                .unwrap()
+        });
         let sockets = Sockets {
             listener,
             listener_token: 1,
@@ -36,7 +44,12 @@ impl Guest {
             next_port: FIRST_PORT,
             epoch: 0,
         };
-        Self { sockets, epoll: Epoll::new().unwrap(), mem: Arc::new(crate::memory::create(32 << 20, false).unwrap()), dir }
+        Self {
+            sockets,
+            epoll: Epoll::new().unwrap(),
+            mem: Arc::new(crate::memory::create(32 << 20, false).unwrap()),
+            dir,
+        }
     }
 
     fn buffers<'m>(mem: &'m Mem, len: usize) -> Buffers<'m> {
