@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, spawn};
 use crate::container::Container;
+use crate::detach::DetachKeys;
 use crate::http::request::Request;
 use crate::http::response::Upgrade;
 use crate::output::frame;
@@ -22,14 +23,17 @@ pub fn attach(agent: &Arc<Agent>, container: &Arc<Container>, request: &Request)
     let [stdin, stdout, stderr] = ["stdin", "stdout", "stderr"].map(|name| request.flag(name));
     let reader = (stdout || stderr).then(|| container.output.reader(request.query("resume").parse().ok(), request.stream()));
     let tty = container.spec.tty;
+    let keys = tty.then(|| DetachKeys::parse(request.query("detachKeys")));
     let work = move |connection: Arc<Connection>, ahead: Vec<u8>| {
         let guard = agent.stream();
         if stdin {
             let (input, connection, container) = (container.open_input(), Arc::clone(&connection), Arc::clone(&container));
             let feed_all = move || {
-                feed(&connection, &ahead, input.as_deref());
+                let detached = feed(&connection, &ahead, input.as_deref(), keys);
                 drop(input);
-                if container.spec.stdin_once {
+                if detached {
+                    connection.shutdown(Shutdown::Both);
+                } else if container.spec.stdin_once {
                     container.close_input();
                 }
             };
@@ -60,14 +64,18 @@ pub fn send(connection: &Connection, tty: bool, stream: Stream, bytes: &[u8]) ->
 }
 
 /// Carries the client's bytes to the process until the client closes its side or the process its input. The client's
-/// bytes are read on, and dropped, after that: unread ones would make its end a reset.
-pub fn feed(connection: &Connection, ahead: &[u8], input: Option<&OwnedFd>) {
-    let mut open = input.filter(|fd| write_all(fd, ahead).is_ok());
+/// bytes are read on, and dropped, after that: unread ones would make its end a reset. True when the client typed `keys`.
+pub fn feed(connection: &Connection, ahead: &[u8], input: Option<&OwnedFd>, mut keys: Option<DetachKeys>) -> bool {
+    let mut pass = |bytes: &[u8]| keys.as_mut().map_or_else(|| Some(bytes.to_vec()), |keys| keys.pass(bytes));
+    let Some(first) = pass(ahead) else { return true };
+    let mut open = input.filter(|fd| write_all(fd, &first).is_ok());
     let mut buffer = vec![0u8; 16 * 1024];
     let mut source: &Connection = connection;
     while let Ok(length @ 1..) = source.read(&mut buffer) {
-        open = open.filter(|fd| write_all(fd, &buffer[..length]).is_ok());
+        let Some(bytes) = pass(&buffer[..length]) else { return true };
+        open = open.filter(|fd| write_all(fd, &bytes).is_ok());
     }
+    false
 }
 
 fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {

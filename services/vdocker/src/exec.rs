@@ -7,6 +7,7 @@ use crate::agent::{Agent, spawn};
 use crate::attach::{feed, finish, send};
 use crate::caps;
 use crate::container::Container;
+use crate::detach::DetachKeys;
 use crate::http::response::Upgrade;
 use crate::platform::Stream as Connection;
 use crate::process::{self, Settings, Stdio};
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read as _;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use zone::log::Stream;
@@ -241,7 +243,12 @@ impl Exec {
         if let (Some(connection), true) = (connection, self.config.attach_stdin) {
             let connection = Arc::clone(connection);
             // The end of the client's bytes drops the pipe: the process reads its end.
-            spawn("stdin", move || feed(&connection, &ahead, input.as_ref()));
+            let keys = self.config.tty.then(|| DetachKeys::parse(self.config.detach_keys.as_deref().unwrap_or_default()));
+            spawn("stdin", move || {
+                if feed(&connection, &ahead, input.as_ref(), keys) {
+                    connection.shutdown(Shutdown::Both);
+                }
+            });
         } else if !self.config.tty {
             drop(input);
         }

@@ -23,6 +23,7 @@ mod changes;
 mod child;
 mod console;
 mod container;
+mod detach;
 mod exec;
 mod http;
 mod inroot;

@@ -140,6 +140,20 @@ fn a_terminal_has_a_size_that_changes() {
 }
 
 #[test]
+fn the_detach_keys_leave_the_terminal_running() {
+    if !can_run() {
+        return;
+    }
+    let guest = boot(&["sh", "-c", "echo ready; sleep 1000"], json!({"tty": true, "open_stdin": true, "stdin_once": true}));
+    guest.wait_for("ready");
+    let mut stream = guest.upgrade("/containers/{id}/attach?stdin=1&stdout=1", &json!({}), b"\x10");
+    stream.write_all(b"\x11").unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(guest.request("GET", "/v1/state", b"").json()["containers"][ID]["running"], true);
+}
+
+#[test]
 fn execs_join_the_container() {
     if !can_run() {
         return;

@@ -28,13 +28,13 @@ pub fn pack<W: Write>(handle: impl AsFd, base: &str, out: W) -> io::Result<()> {
     let mut packer = Packer { tar: Builder::new(out), links: HashMap::new() };
     // Docker's names for the root are `/` and `/x`.
     let name = if base == "/" { Vec::new() } else { base.as_bytes().to_vec() };
-    packer.entry(handle.as_fd(), None, name, 0)?;
+    packer.entry(handle.as_fd(), None, &name, 0)?;
     packer.tar.into_inner()?.flush()
 }
 
 impl<W: Write> Packer<W> {
     /// One entry: `child` of the folder `at`, or `at` itself.
-    fn entry(&mut self, at: BorrowedFd<'_>, child: Option<&CStr>, name: Vec<u8>, depth: u32) -> io::Result<()> {
+    fn entry(&mut self, at: BorrowedFd<'_>, child: Option<&CStr>, name: &[u8], depth: u32) -> io::Result<()> {
         let stat = match child {
             Some(child) => match statat(at, child, AtFlags::SYMLINK_NOFOLLOW) {
                 // Gone since its folder was read.
@@ -51,17 +51,17 @@ impl<W: Write> Packer<W> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let folder = open(OFlags::RDONLY | OFlags::DIRECTORY)?;
-                self.append(&stat, EntryType::Directory, &[name.as_slice(), b"/"].concat(), None, &[], io::empty())?;
-                self.children(folder.as_fd(), &name, depth)
+                self.append(&stat, EntryType::Directory, &[name, b"/"].concat(), None, &[], io::empty())?;
+                self.children(folder.as_fd(), name, depth)
             }
             FileType::Symlink => {
                 let link = readlinkat(at, child.unwrap_or(c""), Vec::new())?;
-                self.append(&stat, EntryType::Symlink, &name, Some(link.as_bytes()), &[], io::empty())
+                self.append(&stat, EntryType::Symlink, name, Some(link.as_bytes()), &[], io::empty())
             }
-            FileType::RegularFile => self.file(&stat, &name, open(OFlags::RDONLY | OFlags::NONBLOCK)?.into()),
-            FileType::CharacterDevice => self.append(&stat, EntryType::Char, &name, None, &[], io::empty()),
-            FileType::BlockDevice => self.append(&stat, EntryType::Block, &name, None, &[], io::empty()),
-            FileType::Fifo => self.append(&stat, EntryType::Fifo, &name, None, &[], io::empty()),
+            FileType::RegularFile => self.file(&stat, name, open(OFlags::RDONLY | OFlags::NONBLOCK)?.into()),
+            FileType::CharacterDevice => self.append(&stat, EntryType::Char, name, None, &[], io::empty()),
+            FileType::BlockDevice => self.append(&stat, EntryType::Block, name, None, &[], io::empty()),
+            FileType::Fifo => self.append(&stat, EntryType::Fifo, name, None, &[], io::empty()),
             // A socket is nothing without its process.
             _ => Ok(()),
         }
@@ -80,7 +80,7 @@ impl<W: Write> Packer<W> {
         }
         names.sort();
         for child in names {
-            self.entry(folder, Some(&child), [name, b"/", child.to_bytes()].concat(), depth + 1)?;
+            self.entry(folder, Some(&child), &[name, b"/", child.to_bytes()].concat(), depth + 1)?;
         }
         Ok(())
     }
