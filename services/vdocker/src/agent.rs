@@ -42,7 +42,15 @@ struct Activity {
 impl Agent {
     /// An agent with nothing running.
     pub fn new(platform: Platform, spec: GuestSpec, log: Log, containers: BTreeMap<String, Arc<Container>>) -> Self {
-        Self { platform, spec, log, execs: Execs::default(), containers, activity: Mutex::default(), changed: Condvar::new() }
+        Self {
+            platform,
+            spec,
+            log,
+            execs: Execs::default(),
+            containers,
+            activity: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {

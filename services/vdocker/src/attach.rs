@@ -21,13 +21,15 @@ const CLOSE_LIMIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 pub fn attach(agent: &Arc<Agent>, container: &Arc<Container>, request: &Request) -> Upgrade {
     let (agent, container) = (Arc::clone(agent), Arc::clone(container));
     let [stdin, stdout, stderr] = ["stdin", "stdout", "stderr"].map(|name| request.flag(name));
-    let reader = (stdout || stderr).then(|| container.output.reader(request.query("resume").parse().ok(), request.stream()));
+    let reader =
+        (stdout || stderr).then(|| container.output.reader(request.query("resume").parse().ok(), request.stream()));
     let tty = container.spec.tty;
     let keys = tty.then(|| DetachKeys::parse(request.query("detachKeys")));
     let work = move |connection: Arc<Connection>, ahead: Vec<u8>| {
         let guard = agent.stream();
         if stdin {
-            let (input, connection, container) = (container.open_input(), Arc::clone(&connection), Arc::clone(&container));
+            let (input, connection, container) =
+                (container.open_input(), Arc::clone(&connection), Arc::clone(&container));
             let feed_all = move || {
                 let detached = feed(&connection, &ahead, input.as_deref(), keys);
                 drop(input);

@@ -88,10 +88,19 @@ fn start_all(agent: &Arc<Agent>) {
     }
 }
 
-fn prepare(platform: &Platform, spec: &GuestSpec, wanted: &GuestContainer, index: usize, hierarchy: Option<&Path>) -> Result<Container, StartError> {
+fn prepare(
+    platform: &Platform,
+    spec: &GuestSpec,
+    wanted: &GuestContainer,
+    index: usize,
+    hierarchy: Option<&Path>,
+) -> Result<Container, StartError> {
     let rootfs = Rootfs::prepare(platform, spec, wanted, index).map_err(|e| other(console::chain(&e)))?;
     let cgroup = match hierarchy {
-        Some(path) => Some(Cgroup::create(path, &format!("c{index}"), wanted).map_err(|e| other(format!("make the control group: {e}")))?),
+        Some(path) => Some(
+            Cgroup::create(path, &format!("c{index}"), wanted)
+                .map_err(|e| other(format!("make the control group: {e}")))?,
+        ),
         None => None,
     };
     Ok(Container::new(wanted.clone(), rootfs, cgroup))
@@ -147,7 +156,10 @@ fn read_spec(platform: &Platform) -> io::Result<GuestSpec> {
 }
 
 fn connect_log(platform: &Platform) -> Option<crate::platform::Stream> {
-    platform.connect(LOG_PORT).map_err(|error| console::say(&format!("there is no log: cannot connect to the host: {error}"))).ok()
+    platform
+        .connect(LOG_PORT)
+        .map_err(|error| console::say(&format!("there is no log: cannot connect to the host: {error}")))
+        .ok()
 }
 
 fn set_clock(platform: &Platform, spec: &GuestSpec) {
@@ -156,7 +168,10 @@ fn set_clock(platform: &Platform, spec: &GuestSpec) {
         return;
     }
     let nanoseconds = |part: u64| i64::try_from(part).unwrap_or(0);
-    let time = rustix::time::Timespec { tv_sec: nanoseconds(told / 1_000_000_000), tv_nsec: nanoseconds(told % 1_000_000_000) };
+    let time = rustix::time::Timespec {
+        tv_sec: nanoseconds(told / 1_000_000_000),
+        tv_nsec: nanoseconds(told % 1_000_000_000),
+    };
     if let Err(error) = rustix::time::clock_settime(rustix::time::ClockId::Realtime, time) {
         console::say(&format!("cannot set the clock: {error}"));
     }

@@ -102,13 +102,17 @@ fn collect(group: &Path, pids: &mut Vec<u32>, depth: u32) {
 
 /// `key value` lines.
 pub fn lines(text: &str) -> Vec<(String, u64)> {
-    text.lines().filter_map(|l| l.split_once(' ')).filter_map(|(k, v)| Some((k.to_owned(), v.trim().parse().ok()?))).collect()
+    text.lines()
+        .filter_map(|l| l.split_once(' '))
+        .filter_map(|(k, v)| Some((k.to_owned(), v.trim().parse().ok()?)))
+        .collect()
 }
 
 /// Mounts the hierarchy and gives its controllers to the groups below; None when the kernel has no control groups.
 pub fn mount_hierarchy(place: &Path) -> Option<PathBuf> {
     fs::create_dir_all(place).ok()?;
-    let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV | rustix::mount::MountFlags::NOEXEC;
+    let flags =
+        rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV | rustix::mount::MountFlags::NOEXEC;
     rustix::mount::mount("cgroup2", place, "cgroup2", flags, None).ok()?;
     let controllers = fs::read_to_string(place.join("cgroup.controllers")).unwrap_or_default();
     let wanted: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();

@@ -6,8 +6,8 @@
 //!
 //! Invariant: a step that fails is reported by its number on the report pipe; success closes the pipe by execve(2).
 
-use crate::program::Program;
 use crate::caps::{self, Caps};
+use crate::program::Program;
 use std::ffi::{CStr, CString};
 use std::os::fd::RawFd;
 
@@ -199,7 +199,8 @@ fn default_signals() {
 /// Joins the namespaces and goes on as a second child, whose parent is the agent: only a child is in the joined PID
 /// namespace.
 fn join(process: RawFd, pipe: RawFd) -> Result<(), u32> {
-    let spaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+    let spaces =
+        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
     // SAFETY: takes no pointers.
     ok(unsafe { libc::syscall(libc::SYS_setns, process, spaces) }, at::JOIN)?;
     // SAFETY: both go on in this file: the first ends at once, the second with execve(2) or an exit.
@@ -213,10 +214,12 @@ fn join(process: RawFd, pipe: RawFd) -> Result<(), u32> {
 
 fn take(step: &Step) -> Result<(), ()> {
     match step {
-        Step::Mount { source, target, kind, flags, data, optional } => match mount(source, target, kind, *flags, data) {
-            Err(()) if *optional => Ok(()),
-            result => result,
-        },
+        Step::Mount { source, target, kind, flags, data, optional } => {
+            match mount(source, target, kind, *flags, data) {
+                Err(()) if *optional => Ok(()),
+                result => result,
+            }
+        }
         Step::Mask(path) => {
             if mount(c"/dev/null", path, EMPTY, libc::MS_BIND, EMPTY).is_err() && errno() == libc::ENOTDIR {
                 mount(c"tmpfs", path, c"tmpfs", libc::MS_RDONLY, c"size=0k")?;
@@ -227,7 +230,8 @@ fn take(step: &Step) -> Result<(), ()> {
             if mount(path, path, EMPTY, libc::MS_BIND | libc::MS_REC, EMPTY).is_err() {
                 return Ok(());
             }
-            let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+            let flags =
+                libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
             mount(path, path, EMPTY, flags, EMPTY)
         }
         Step::Pivot(root) => pivot(root),
@@ -251,7 +255,9 @@ fn take(step: &Step) -> Result<(), ()> {
 
 fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: libc::c_ulong, data: &CStr) -> Result<(), ()> {
     // SAFETY: all four are zero-terminated strings that live.
-    let result = unsafe { libc::syscall(libc::SYS_mount, source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_mount, source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr())
+    };
     if result < 0 { Err(()) } else { Ok(()) }
 }
 

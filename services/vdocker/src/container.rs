@@ -115,7 +115,15 @@ impl Container {
         let spec = &self.spec;
         let users = Users::read(&self.rootfs.root);
         let identity = users.resolve(&spec.user, &spec.group_add).map_err(|e| other(e.to_string()))?;
-        let program = Program::prepare(&self.rootfs.root, &spec.args, &spec.env, &spec.cwd, &identity, &agent.spec.hostname, spec.tty)?;
+        let program = Program::prepare(
+            &self.rootfs.root,
+            &spec.args,
+            &spec.env,
+            &spec.cwd,
+            &identity,
+            &agent.spec.hostname,
+            spec.tty,
+        )?;
         let settings = Settings {
             identity,
             caps: caps::effective(spec.privileged, &spec.cap_add, &spec.cap_drop).map_err(|e| other(e.to_string()))?,

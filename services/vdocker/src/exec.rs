@@ -105,10 +105,18 @@ impl Execs {
         let mut kept = self.lock();
         if kept.order.len() >= MAX_KEPT {
             let old = kept.order.iter().position(|id| kept.by_id.get(id).is_none_or(|e| !e.state().running));
-            let old = old.and_then(|index| kept.order.remove(index)).ok_or_else(|| format!("more than {MAX_KEPT} exec processes run"))?;
+            let old = old
+                .and_then(|index| kept.order.remove(index))
+                .ok_or_else(|| format!("more than {MAX_KEPT} exec processes run"))?;
             kept.by_id.remove(&old);
         }
-        let exec = Exec { id: id.clone(), container: Arc::clone(container), config, state: Mutex::default(), terminal: OnceLock::new() };
+        let exec = Exec {
+            id: id.clone(),
+            container: Arc::clone(container),
+            config,
+            state: Mutex::default(),
+            terminal: OnceLock::new(),
+        };
         kept.by_id.insert(id.clone(), Arc::new(exec));
         kept.order.push_back(id.clone());
         Ok(id)
@@ -121,7 +129,12 @@ impl Execs {
 
     /// The ids of a container's execs that run.
     pub fn running(&self, container: &str) -> Vec<String> {
-        self.lock().by_id.values().filter(|e| e.container.id() == container && e.state().running).map(|e| e.id.clone()).collect()
+        self.lock()
+            .by_id
+            .values()
+            .filter(|e| e.container.id() == container && e.state().running)
+            .map(|e| e.id.clone())
+            .collect()
     }
 }
 
@@ -168,7 +181,12 @@ impl Exec {
             match exec.launch(&agent, size) {
                 Ok(stdio) => exec.carry(stdio, Some(&connection), ahead),
                 Err(error) => {
-                    let _ = send(&connection, exec.config.tty, Stream::Stdout, format!("{}\r\n", exec_words(&error)).as_bytes());
+                    let _ = send(
+                        &connection,
+                        exec.config.tty,
+                        Stream::Stdout,
+                        format!("{}\r\n", exec_words(&error)).as_bytes(),
+                    );
                 }
             }
             finish(&connection, exec.config.attach_stdin);
@@ -243,7 +261,8 @@ impl Exec {
         if let (Some(connection), true) = (connection, self.config.attach_stdin) {
             let connection = Arc::clone(connection);
             // The end of the client's bytes drops the pipe: the process reads its end.
-            let keys = self.config.tty.then(|| DetachKeys::parse(self.config.detach_keys.as_deref().unwrap_or_default()));
+            let keys =
+                self.config.tty.then(|| DetachKeys::parse(self.config.detach_keys.as_deref().unwrap_or_default()));
             spawn("stdin", move || {
                 if feed(&connection, &ahead, input.as_ref(), keys) {
                     connection.shutdown(Shutdown::Both);
@@ -256,7 +275,8 @@ impl Exec {
         let process = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok());
         let mut client = connection;
         pump(output.as_fd(), error.as_ref().map(AsFd::as_fd), process.as_ref().map(AsFd::as_fd), |stream, bytes| {
-            let wanted = self.config.tty || if stream == Stream::Stdout { self.config.attach_stdout } else { self.config.attach_stderr };
+            let wanted = self.config.tty
+                || if stream == Stream::Stdout { self.config.attach_stdout } else { self.config.attach_stderr };
             if wanted && client.is_some_and(|c| send(c, self.config.tty, stream, bytes).is_err()) {
                 // The client is gone; the process goes on, as Docker's does.
                 client = None;

@@ -97,7 +97,9 @@ impl InRoot {
         let mut bytes = Vec::new();
         if let Ok(fd) = self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK) {
             let file = std::fs::File::from(fd);
-            if file.metadata().is_ok_and(|m| m.is_file() && m.len() <= limit) && file.take(limit).read_to_end(&mut bytes).is_err() {
+            if file.metadata().is_ok_and(|m| m.is_file() && m.len() <= limit)
+                && file.take(limit).read_to_end(&mut bytes).is_err()
+            {
                 bytes.clear();
             }
         }

@@ -87,13 +87,25 @@ impl Batch {
         let (address, gateway) = (nic.ipv4.octets(), nic.gateway.octets());
         // `struct ifaddrmsg`; IFA_LOCAL, IFA_ADDRESS.
         let head = [[AF_INET, 32, 0, 0], index.to_ne_bytes()].concat();
-        self.message(RTM_NEWADDR, MAKE, format!("give {name} the address {}", nic.ipv4), &head, &[(2, &address), (1, &address)]);
+        self.message(
+            RTM_NEWADDR,
+            MAKE,
+            format!("give {name} the address {}", nic.ipv4),
+            &head,
+            &[(2, &address), (1, &address)],
+        );
         self.link_up(name, index);
         match parse_mac(&nic.gateway_mac) {
             Some(mac) => {
                 // `struct ndmsg`, NUD_PERMANENT; NDA_DST, NDA_LLADDR.
                 let head = [[AF_INET, 0, 0, 0], index.to_ne_bytes(), [0x80, 0, 0, 0]].concat();
-                self.message(RTM_NEWNEIGH, MAKE, format!("set the gateway's MAC address on {name}"), &head, &[(1, &gateway), (2, &mac)]);
+                self.message(
+                    RTM_NEWNEIGH,
+                    MAKE,
+                    format!("set the gateway's MAC address on {name}"),
+                    &head,
+                    &[(1, &gateway), (2, &mac)],
+                );
             }
             None => console::say(&format!("the gateway's MAC address {:?} of {name} is invalid", nic.gateway_mac)),
         }
@@ -108,7 +120,8 @@ impl Batch {
     /// `struct rtmsg`: main table, RTPROT_BOOT, unicast, RTNH_F_ONLINK; RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC.
     fn route(&mut self, name: &str, index: u32, nic: &Nic, to: Ipv4Addr, prefix: u8) {
         let head = [[AF_INET, prefix, 0, 0], [254, 3, 0, 1], 4u32.to_ne_bytes()].concat();
-        let (to_bytes, index, gateway, source) = (to.octets(), index.to_ne_bytes(), nic.gateway.octets(), nic.ipv4.octets());
+        let (to_bytes, index, gateway, source) =
+            (to.octets(), index.to_ne_bytes(), nic.gateway.octets(), nic.ipv4.octets());
         let attributes: [(u16, &[u8]); 4] = [(1, &to_bytes), (4, &index), (5, &gateway), (7, &source)];
         let skip = usize::from(prefix == 0);
         self.message(RTM_NEWROUTE, MAKE, format!("route {to}/{prefix} over {name}"), &head, &attributes[skip..]);
@@ -139,7 +152,8 @@ impl Batch {
 
 /// Sequence number and error number of each acknowledgement.
 fn answers(mut bytes: &[u8]) -> Vec<(u32, i32)> {
-    let word = |bytes: &[u8], at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let word =
+        |bytes: &[u8], at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
     let mut all = Vec::new();
     while bytes.len() >= HEADER + 4 {
         let length = (word(bytes, 0) as usize).next_multiple_of(4);

@@ -159,7 +159,14 @@ mod tests {
 
     #[test]
     fn disks_are_named_as_the_kernel_names_them() {
-        for (index, name) in [(0, "/dev/vda"), (25, "/dev/vdz"), (26, "/dev/vdaa"), (27, "/dev/vdab"), (52, "/dev/vdba"), (701, "/dev/vdzz")] {
+        for (index, name) in [
+            (0, "/dev/vda"),
+            (25, "/dev/vdz"),
+            (26, "/dev/vdaa"),
+            (27, "/dev/vdab"),
+            (52, "/dev/vdba"),
+            (701, "/dev/vdzz"),
+        ] {
             assert_eq!(disk_path(index), name);
         }
     }

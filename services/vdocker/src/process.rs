@@ -17,8 +17,17 @@ use zone::pod::{StartError, Ulimit};
 
 /// Hidden from a container, as Docker does.
 const MASKED: [&str; 11] = [
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
-    "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -92,12 +101,24 @@ pub struct Settings {
 ///
 /// # Errors
 /// When a string contains a zero byte.
-pub fn container_steps(spec: &GuestSpec, container: &GuestContainer, root: &Path, has_cgroup: bool) -> Result<Vec<Step>, StartError> {
+pub fn container_steps(
+    spec: &GuestSpec,
+    container: &GuestContainer,
+    root: &Path,
+    has_cgroup: bool,
+) -> Result<Vec<Step>, StartError> {
     let text = |s: &str| c_string(s);
     let plain = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     let read_only = if container.privileged { 0 } else { libc::MS_RDONLY };
     let mount = |source: &str, target: &str, kind: &str, flags, optional| -> Result<Step, StartError> {
-        Ok(Step::Mount { source: text(source)?, target: text(target)?, kind: text(kind)?, flags, data: CString::default(), optional })
+        Ok(Step::Mount {
+            source: text(source)?,
+            target: text(target)?,
+            kind: text(kind)?,
+            flags,
+            data: CString::default(),
+            optional,
+        })
     };
     let mut steps = vec![
         mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, false)?,
@@ -244,7 +265,11 @@ fn watch(plan: &Plan, pipe: &mut File, first: i32) -> Result<Started, StartError
         let _ = crate::sys::wait_exit_code(first);
     }
     let Some((place, errno)) = failure else {
-        return if plan.join.is_some() && pid == first { Err(other("the process ended before it ran")) } else { Ok(Started { pid }) };
+        return if plan.join.is_some() && pid == first {
+            Err(other("the process ended before it ran"))
+        } else {
+            Ok(Started { pid })
+        };
     };
     if plan.join.is_none() || pid != first {
         let _ = crate::sys::wait_exit_code(pid);
@@ -256,14 +281,22 @@ fn describe(plan: &Plan, place: u32, error: &io::Error) -> StartError {
     let name = plan.program.args.first().unwrap_or(&plan.program.path).to_string_lossy();
     match place {
         at::EXEC => exec_error(&name, error),
-        at::CWD => other(format!("chdir to cwd ({:?}) set in config.json failed: {}", plan.program.cwd.to_string_lossy(), errno_text(error))),
+        at::CWD => other(format!(
+            "chdir to cwd ({:?}) set in config.json failed: {}",
+            plan.program.cwd.to_string_lossy(),
+            errno_text(error)
+        )),
         at::JOIN => other(format!("join the container's namespaces: {error}")),
         at::STDIO => other(format!("set up the standard streams: {error}")),
         at::LIMITS => other(format!("set the resource limits: {error}")),
         at::IDENTITY => other(format!("set user, groups and capabilities: {error}")),
         step => match plan.steps.get(step as usize) {
-            Some(Step::Mount { kind, target, .. }) => other(format!("mount {} at {}: {error}", kind.to_string_lossy(), target.to_string_lossy())),
-            Some(Step::Write(path, value)) => other(format!("write {:?} to {}: {error}", value.to_string_lossy(), path.to_string_lossy())),
+            Some(Step::Mount { kind, target, .. }) => {
+                other(format!("mount {} at {}: {error}", kind.to_string_lossy(), target.to_string_lossy()))
+            }
+            Some(Step::Write(path, value)) => {
+                other(format!("write {:?} to {}: {error}", value.to_string_lossy(), path.to_string_lossy()))
+            }
             Some(Step::Pivot(_)) => other(format!("change to the container's root: {error}")),
             Some(Step::Names(..)) => other(format!("set the host name: {error}")),
             _ => other(format!("start the process: {error}")),
@@ -287,7 +320,10 @@ mod tests {
     #[test]
     fn limits_have_dockers_names_and_a_default_for_files() {
         let all = limits(&[Ulimit { name: "core".into(), soft: 0, hard: -1 }]).unwrap();
-        assert_eq!(all.iter().map(|l| (l.resource, l.value.rlim_cur, l.value.rlim_max)).collect::<Vec<_>>(), [(libc::RLIMIT_NOFILE, 1024, 524_288), (libc::RLIMIT_CORE, 0, u64::MAX)]);
+        assert_eq!(
+            all.iter().map(|l| (l.resource, l.value.rlim_cur, l.value.rlim_max)).collect::<Vec<_>>(),
+            [(libc::RLIMIT_NOFILE, 1024, 524_288), (libc::RLIMIT_CORE, 0, u64::MAX)]
+        );
         assert!(limits(&[Ulimit { name: "speed".into(), soft: 1, hard: 1 }]).is_err());
     }
 }

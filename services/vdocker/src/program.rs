@@ -36,7 +36,15 @@ impl Program {
     ///
     /// # Errors
     /// When there is no program, it is not found or cannot be executed, or a string contains a zero byte.
-    pub fn prepare(root: &InRoot, args: &[String], env: &[String], cwd: &str, identity: &Identity, hostname: &str, tty: bool) -> Result<Self, StartError> {
+    pub fn prepare(
+        root: &InRoot,
+        args: &[String],
+        env: &[String],
+        cwd: &str,
+        identity: &Identity,
+        hostname: &str,
+        tty: bool,
+    ) -> Result<Self, StartError> {
         let env = complete(env, identity, hostname, tty);
         let cwd = if cwd.is_empty() { "/" } else { cwd };
         if !cwd.starts_with('/') {
@@ -84,8 +92,10 @@ fn complete(env: &[String], identity: &Identity, hostname: &str, tty: bool) -> V
 
 /// Looks `name` up as execvp(3) would, in the container's root.
 fn find(root: &InRoot, name: &str, path: &str, cwd: &str) -> Result<String, StartError> {
-    let not_found = |text: &str| StartError { kind: StartErrorKind::NotFound, message: format!("exec: \"{name}\": {text}") };
-    let denied = || StartError { kind: StartErrorKind::NotExecutable, message: format!("exec: \"{name}\": permission denied") };
+    let not_found =
+        |text: &str| StartError { kind: StartErrorKind::NotFound, message: format!("exec: \"{name}\": {text}") };
+    let denied =
+        || StartError { kind: StartErrorKind::NotExecutable, message: format!("exec: \"{name}\": permission denied") };
     if name.is_empty() {
         return Err(not_found("executable file not found in $PATH"));
     }
@@ -99,7 +109,8 @@ fn find(root: &InRoot, name: &str, path: &str, cwd: &str) -> Result<String, Star
     }
     let mut seen = false;
     for folder in path.split(':') {
-        let candidate = if folder.is_empty() { PathBuf::from(cwd).join(name) } else { Path::new(cwd).join(folder).join(name) };
+        let candidate =
+            if folder.is_empty() { PathBuf::from(cwd).join(name) } else { Path::new(cwd).join(folder).join(name) };
         match executable(root, &candidate) {
             Ok(true) => return Ok(candidate.to_string_lossy().into_owned()),
             Ok(false) => seen = true,
@@ -151,7 +162,11 @@ mod tests {
 
     fn check(name: &str, want: Result<&str, (StartErrorKind, &str)>) {
         let got = find(&root(), name, "/sbin:/bin", "/");
-        assert_eq!(got, want.map(str::to_owned).map_err(|(kind, m)| StartError { kind, message: m.to_owned() }), "{name}");
+        assert_eq!(
+            got,
+            want.map(str::to_owned).map_err(|(kind, m)| StartError { kind, message: m.to_owned() }),
+            "{name}"
+        );
     }
 
     #[test]

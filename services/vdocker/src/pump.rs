@@ -11,7 +11,12 @@ const TERMINAL_DELAY_NS: i64 = 200_000_000;
 
 /// Reads until both ends have come. With `process` (a pidfd), also ends when that process has exited and what it wrote is read:
 /// a child of it that lives on may hold the pipes for ever.
-pub fn pump(output: BorrowedFd<'_>, error: Option<BorrowedFd<'_>>, process: Option<BorrowedFd<'_>>, mut take: impl FnMut(Stream, &[u8])) {
+pub fn pump(
+    output: BorrowedFd<'_>,
+    error: Option<BorrowedFd<'_>>,
+    process: Option<BorrowedFd<'_>>,
+    mut take: impl FnMut(Stream, &[u8]),
+) {
     let terminal = error.is_none();
     let mut sources: Vec<(Stream, BorrowedFd<'_>)> = vec![(Stream::Stdout, output)];
     sources.extend(error.map(|fd| (Stream::Stderr, fd)));
@@ -19,7 +24,8 @@ pub fn pump(output: BorrowedFd<'_>, error: Option<BorrowedFd<'_>>, process: Opti
     let mut exited = false;
     let mut left = MAX_AFTER_EXIT;
     while !sources.is_empty() && left > 0 {
-        let mut fds: Vec<PollFd<'_>> = sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         fds.extend(process.filter(|_| !exited).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let limit = Timespec { tv_sec: 0, tv_nsec: if terminal { TERMINAL_DELAY_NS } else { 0 } };
         let Ok(ready) = rustix::io::retry_on_intr(|| poll(&mut fds, exited.then_some(&limit))) else { return };

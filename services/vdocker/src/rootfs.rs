@@ -61,7 +61,12 @@ impl Rootfs {
     ///
     /// # Errors
     /// When a disk or share cannot be mounted, or a target cannot be made.
-    pub fn prepare(platform: &Platform, spec: &GuestSpec, container: &GuestContainer, index: usize) -> Result<Self, RootfsError> {
+    pub fn prepare(
+        platform: &Platform,
+        spec: &GuestSpec,
+        container: &GuestContainer,
+        index: usize,
+    ) -> Result<Self, RootfsError> {
         let base = platform.base().join(format!("c{index}"));
         let rootfs = mount_layers(platform, container, &base)?;
         for directory in ["/proc", "/sys", "/dev"] {
@@ -74,7 +79,8 @@ impl Rootfs {
         volumes::mount_all(platform, &rootfs, container, &base)?;
         if container.readonly_rootfs {
             let flags = MountFlags::BIND | MountFlags::RDONLY;
-            rustix::mount::mount_remount(&rootfs.path, flags, c"").tried(|| "make the root file system read-only".into())?;
+            rustix::mount::mount_remount(&rootfs.path, flags, c"")
+                .tried(|| "make the root file system read-only".into())?;
         }
         Ok(rootfs)
     }
@@ -96,12 +102,17 @@ fn mount_layers(platform: &Platform, container: &GuestContainer, base: &Path) ->
     for directory in [&lower, &writable, &path] {
         fs::create_dir_all(directory).tried(|| format!("make {}", directory.display()))?;
     }
-    platform.mount_image(container.image_disk, &lower).tried(|| format!("mount the image from {}", platform.disk_name(container.image_disk)))?;
+    platform
+        .mount_image(container.image_disk, &lower)
+        .tried(|| format!("mount the image from {}", platform.disk_name(container.image_disk)))?;
     match container.upper {
         Upper::Disk { disk } => {
-            platform.mount_disk(disk, &writable).tried(|| format!("mount the writable layer from {}", platform.disk_name(disk)))?;
+            platform
+                .mount_disk(disk, &writable)
+                .tried(|| format!("mount the writable layer from {}", platform.disk_name(disk)))?;
         }
-        Upper::Tmpfs => mount("tmpfs", &writable, "tmpfs", MountFlags::empty(), Some(c"mode=0755")).tried(|| "mount the writable layer in memory".into())?,
+        Upper::Tmpfs => mount("tmpfs", &writable, "tmpfs", MountFlags::empty(), Some(c"mode=0755"))
+            .tried(|| "mount the writable layer in memory".into())?,
     }
     let [upper, work] = ["upper", "work"].map(|name| writable.join(name));
     for directory in [&upper, &work] {
@@ -114,7 +125,8 @@ fn mount_layers(platform: &Platform, container: &GuestContainer, base: &Path) ->
     }
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     let options = CString::new(options).map_err(io::Error::from).tried(|| "name the layers".into())?;
-    mount("overlay", &path, "overlay", MountFlags::empty(), Some(options.as_c_str())).tried(|| "mount the layers as one".into())?;
+    mount("overlay", &path, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .tried(|| "mount the layers as one".into())?;
     let root = InRoot::open(&path).tried(|| format!("open {}", path.display()))?;
     Ok(Rootfs { path, root, lower, upper, writable })
 }
@@ -185,7 +197,8 @@ fn copy_devices(from: &Path, to: &Path, depth: u32) {
 fn write_files(rootfs: &Rootfs, spec: &GuestSpec, base: &Path) -> io::Result<()> {
     let folder = base.join("etc");
     fs::create_dir_all(&folder)?;
-    let files = [("hosts", hosts(spec)), ("hostname", format!("{}\n", spec.hostname)), ("resolv.conf", resolv_conf(spec))];
+    let files =
+        [("hosts", hosts(spec)), ("hostname", format!("{}\n", spec.hostname)), ("resolv.conf", resolv_conf(spec))];
     for (name, text) in files {
         let file = folder.join(name);
         fs::write(&file, text)?;
@@ -204,7 +217,11 @@ fn hosts(spec: &GuestSpec) -> String {
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
          ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
     );
-    let name = if spec.domainname.is_empty() { spec.hostname.clone() } else { format!("{}.{} {}", spec.hostname, spec.domainname, spec.hostname) };
+    let name = if spec.domainname.is_empty() {
+        spec.hostname.clone()
+    } else {
+        format!("{}.{} {}", spec.hostname, spec.domainname, spec.hostname)
+    };
     for nic in &spec.nics {
         text += &format!("{}\t{name}\n", nic.ipv4);
     }
@@ -245,16 +262,30 @@ mod tests {
         let spec = GuestSpec {
             hostname: "web".into(),
             domainname: "example.org".into(),
-            nics: vec![zone::guest::Nic { ipv4: [10, 0, 0, 2].into(), prefix: 24, gateway: [10, 0, 0, 1].into(), gateway_mac: String::new(), default_route: true }],
+            nics: vec![zone::guest::Nic {
+                ipv4: [10, 0, 0, 2].into(),
+                prefix: 24,
+                gateway: [10, 0, 0, 1].into(),
+                gateway_mac: String::new(),
+                default_route: true,
+            }],
             hosts: vec![HostsLine { address: "10.0.0.9".into(), names: vec!["db".into(), "sql".into()] }],
             ..GuestSpec::default()
         };
-        assert!(hosts(&spec).ends_with("ff02::2\tip6-allrouters\n10.0.0.2\tweb.example.org web\n10.0.0.9\tdb sql\n"), "{}", hosts(&spec));
+        assert!(
+            hosts(&spec).ends_with("ff02::2\tip6-allrouters\n10.0.0.2\tweb.example.org web\n10.0.0.9\tdb sql\n"),
+            "{}",
+            hosts(&spec)
+        );
     }
 
     #[test]
     fn resolv_conf_leaves_out_what_is_not_set() {
-        let dns = Dns { servers: vec!["10.0.0.1".into()], search: vec![], options: vec!["ndots:0".into(), "edns0".into()] };
-        assert_eq!(resolv_conf(&GuestSpec { dns, ..GuestSpec::default() }), "nameserver 10.0.0.1\noptions ndots:0 edns0\n");
+        let dns =
+            Dns { servers: vec!["10.0.0.1".into()], search: vec![], options: vec!["ndots:0".into(), "edns0".into()] };
+        assert_eq!(
+            resolv_conf(&GuestSpec { dns, ..GuestSpec::default() }),
+            "nameserver 10.0.0.1\noptions ndots:0 edns0\n"
+        );
     }
 }

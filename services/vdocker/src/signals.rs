@@ -1,8 +1,9 @@
 //! Signals by name or number.
 
 const NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
-    "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+    "PWR", "SYS",
 ];
 const RT_MIN: i32 = 34;
 const RT_MAX: i32 = 64;
@@ -39,8 +40,19 @@ mod tests {
     #[test]
     fn signals_have_names_and_numbers() {
         for (text, want) in [
-            ("", Some(9)), ("SIGTERM", Some(15)), ("term", Some(15)), ("15", Some(15)), ("SIGWINCH", Some(28)), ("SIGSYS", Some(31)),
-            ("SIGRTMIN+3", Some(37)), ("RTMAX-14", Some(50)), ("SIGRTMIN", Some(34)), ("SIGNOPE", None), ("0", None), ("65", None), ("-9", None),
+            ("", Some(9)),
+            ("SIGTERM", Some(15)),
+            ("term", Some(15)),
+            ("15", Some(15)),
+            ("SIGWINCH", Some(28)),
+            ("SIGSYS", Some(31)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMAX-14", Some(50)),
+            ("SIGRTMIN", Some(34)),
+            ("SIGNOPE", None),
+            ("0", None),
+            ("65", None),
+            ("-9", None),
         ] {
             assert_eq!(parse(text), want, "{text}");
         }

@@ -43,14 +43,17 @@ fn system_ns(proc_stat: &str) -> u64 {
 }
 
 fn memory(cgroup: &Cgroup) -> Value {
-    let stats: Map<String, Value> = lines(&cgroup.read("memory.stat")).into_iter().map(|(k, v)| (k, v.into())).collect();
+    let stats: Map<String, Value> =
+        lines(&cgroup.read("memory.stat")).into_iter().map(|(k, v)| (k, v.into())).collect();
     let limit = cgroup.number("memory.max").unwrap_or_else(total_memory);
     json!({"usage": cgroup.number("memory.current").unwrap_or(0), "stats": stats, "limit": limit})
 }
 
 fn total_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    text.lines()
+        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }
 
 fn blkio(cgroup: Option<&Cgroup>) -> Value {
@@ -135,7 +138,8 @@ mod tests {
 
     #[test]
     fn interfaces_are_read_without_the_loopback() {
-        let text = "Inter-|\n face |\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0:100 2 3 4 0 0 0 0 500 6 7 8 0 0 0 0\n";
+        let text =
+            "Inter-|\n face |\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0:100 2 3 4 0 0 0 0 500 6 7 8 0 0 0 0\n";
         let all = parse_net_dev(text);
         assert_eq!(all.len(), 1);
         assert_eq!((&all["eth0"]["rx_bytes"], &all["eth0"]["tx_dropped"]), (&json!(100), &json!(8)));

@@ -29,10 +29,14 @@ pub fn top(container: &Container, arguments: &str) -> Value {
     let columns = columns(arguments);
     let users = Users::read(&container.rootfs.root);
     let uptime = uptime_s();
-    let pids = container.cgroup.as_ref().map_or_else(|| vec![container.state().pid.unsigned_abs()], crate::cgroup::Cgroup::processes);
+    let pids = container
+        .cgroup
+        .as_ref()
+        .map_or_else(|| vec![container.state().pid.unsigned_abs()], crate::cgroup::Cgroup::processes);
     let mut processes: Vec<Process> = pids.into_iter().filter_map(|pid| read(pid, &users)).collect();
     processes.sort_by_key(|p| p.pid);
-    let rows: Vec<Vec<String>> = processes.iter().map(|p| columns.iter().map(|(_, key)| cell(p, key, uptime)).collect()).collect();
+    let rows: Vec<Vec<String>> =
+        processes.iter().map(|p| columns.iter().map(|(_, key)| cell(p, key, uptime)).collect()).collect();
     let titles: Vec<&str> = columns.iter().map(|(title, _)| title.as_str()).collect();
     json!({"Titles": titles, "Processes": rows})
 }
@@ -40,24 +44,52 @@ pub fn top(container: &Container, arguments: &str) -> Value {
 fn columns(arguments: &str) -> Vec<(String, String)> {
     let pair = |(title, key): &(&str, &str)| ((*title).to_owned(), (*key).to_owned());
     let words: Vec<&str> = arguments.split_whitespace().collect();
-    if let Some(list) = words.iter().position(|w| *w == "-o" || w.ends_with('o') && w.starts_with('-')).and_then(|i| words.get(i + 1)) {
+    if let Some(list) =
+        words.iter().position(|w| *w == "-o" || w.ends_with('o') && w.starts_with('-')).and_then(|i| words.get(i + 1))
+    {
         let title = |key: &str| match key {
             "args" | "cmd" => "COMMAND".to_owned(),
-            "user" | "uid" | "pid" | "ppid" | "tty" | "time" | "comm" | "rss" | "vsz" | "stat" | "stime" => key.to_uppercase(),
+            "user" | "uid" | "pid" | "ppid" | "tty" | "time" | "comm" | "rss" | "vsz" | "stat" | "stime" => {
+                key.to_uppercase()
+            }
             "pcpu" => "%CPU".to_owned(),
             "pmem" => "%MEM".to_owned(),
             other => other.to_uppercase(),
         };
-        return list.split(',').map(|item| item.split_once('=').map_or_else(|| (title(item), item.to_owned()), |(k, t)| (t.to_owned(), k.to_owned()))).collect();
+        return list
+            .split(',')
+            .map(|item| {
+                item.split_once('=')
+                    .map_or_else(|| (title(item), item.to_owned()), |(k, t)| (t.to_owned(), k.to_owned()))
+            })
+            .collect();
     }
     if words.first().is_some_and(|w| w.trim_start_matches('-').contains('a') && w.contains('u')) {
         let all = [
-            ("USER", "user"), ("PID", "pid"), ("%CPU", "pcpu"), ("%MEM", "pmem"), ("VSZ", "vsz"), ("RSS", "rss"), ("TTY", "tty"), ("STAT", "stat"),
-            ("START", "stime"), ("TIME", "time"), ("COMMAND", "args"),
+            ("USER", "user"),
+            ("PID", "pid"),
+            ("%CPU", "pcpu"),
+            ("%MEM", "pmem"),
+            ("VSZ", "vsz"),
+            ("RSS", "rss"),
+            ("TTY", "tty"),
+            ("STAT", "stat"),
+            ("START", "stime"),
+            ("TIME", "time"),
+            ("COMMAND", "args"),
         ];
         return all.iter().map(pair).collect();
     }
-    let all = [("UID", "user"), ("PID", "pid"), ("PPID", "ppid"), ("C", "c"), ("STIME", "stime"), ("TTY", "tty"), ("TIME", "time"), ("CMD", "args")];
+    let all = [
+        ("UID", "user"),
+        ("PID", "pid"),
+        ("PPID", "ppid"),
+        ("C", "c"),
+        ("STIME", "stime"),
+        ("TTY", "tty"),
+        ("TIME", "time"),
+        ("CMD", "args"),
+    ];
     all.iter().map(pair).collect()
 }
 
@@ -151,8 +183,12 @@ mod tests {
 
     #[test]
     fn a_name_may_contain_anything() {
-        let process = parse_stat("7 (a) b (c)) S 1 7 7 34816 7 0 0 0 0 0 150 50 0 0 20 0 1 0 4000 1048576 100 0").unwrap();
-        assert_eq!((process.name.as_str(), process.ppid, process.ticks, process.start_ticks), ("a) b (c)", 1, 200, 4000));
+        let process =
+            parse_stat("7 (a) b (c)) S 1 7 7 34816 7 0 0 0 0 0 150 50 0 0 20 0 1 0 4000 1048576 100 0").unwrap();
+        assert_eq!(
+            (process.name.as_str(), process.ppid, process.ticks, process.start_ticks),
+            ("a) b (c)", 1, 200, 4000)
+        );
         assert_eq!(terminal_name(process.tty), "pts/0");
         assert_eq!((process.virtual_kib, process.resident_kib), (1024, 400));
     }

@@ -85,7 +85,9 @@ impl Users {
         let mut ids = vec![gid];
         for line in self.group.lines() {
             let mut fields = line.split(':');
-            let (Some(id), Some(members)) = (fields.nth(2).and_then(|g| g.parse().ok()), fields.next()) else { continue };
+            let (Some(id), Some(members)) = (fields.nth(2).and_then(|g| g.parse().ok()), fields.next()) else {
+                continue;
+            };
             if members.split(',').any(|m| m == user) && !ids.contains(&id) {
                 ids.push(id);
             }
@@ -104,11 +106,14 @@ impl Users {
     /// A user's name, or its number when it has none.
     pub fn name_of(&self, uid: u32) -> String {
         let text = uid.to_string();
-        self.passwd.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            (fields.nth(1) == Some(text.as_str())).then(|| name.to_owned())
-        }).unwrap_or(text)
+        self.passwd
+            .lines()
+            .find_map(|line| {
+                let mut fields = line.split(':');
+                let name = fields.next()?;
+                (fields.nth(1) == Some(text.as_str())).then(|| name.to_owned())
+            })
+            .unwrap_or(text)
     }
 }
 

@@ -3,7 +3,10 @@
 use crate::inroot::proc_path;
 use crate::platform::Platform;
 use crate::rootfs::{Rootfs, RootfsError, Tried};
-use rustix::fs::{CWD, FileType, Mode, Timestamps, XattrFlags, chmodat, lgetxattr, llistxattr, lsetxattr, mknodat, readlinkat, symlinkat, utimensat};
+use rustix::fs::{
+    CWD, FileType, Mode, Timestamps, XattrFlags, chmodat, lgetxattr, llistxattr, lsetxattr, mknodat, readlinkat,
+    symlinkat, utimensat,
+};
 use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -21,7 +24,12 @@ const MAX_DEPTH: u32 = 64;
 ///
 /// # Errors
 /// When a source cannot be mounted or a target cannot be made.
-pub fn mount_all(platform: &Platform, rootfs: &Rootfs, container: &GuestContainer, base: &Path) -> Result<(), RootfsError> {
+pub fn mount_all(
+    platform: &Platform,
+    rootfs: &Rootfs,
+    container: &GuestContainer,
+    base: &Path,
+) -> Result<(), RootfsError> {
     for (index, wanted) in container.mounts.iter().enumerate() {
         match wanted {
             GuestMount::Share { tag, target, read_only, copy_up } => {
@@ -31,7 +39,12 @@ pub fn mount_all(platform: &Platform, rootfs: &Rootfs, container: &GuestContaine
             }
             GuestMount::Block { disk, target, read_only, copy_up } => {
                 let place = staging(base, index)?;
-                let what = || format!("mount the volume's disk {} for {target} (it must come with an ext4 file system)", platform.disk_name(*disk));
+                let what = || {
+                    format!(
+                        "mount the volume's disk {} for {target} (it must come with an ext4 file system)",
+                        platform.disk_name(*disk)
+                    )
+                };
                 platform.mount_disk(*disk, &place).tried(what)?;
                 move_into(rootfs, &place, target, *read_only, *copy_up)?;
             }
@@ -48,21 +61,27 @@ fn staging(base: &Path, index: usize) -> Result<PathBuf, RootfsError> {
 }
 
 fn move_into(rootfs: &Rootfs, place: &Path, target: &str, read_only: bool, copy_up: bool) -> Result<(), RootfsError> {
-    let directory = rootfs.root.make_dir_all(Path::new(target), 0o755).tried(|| format!("make the mount point {target}"))?;
+    let directory =
+        rootfs.root.make_dir_all(Path::new(target), 0o755).tried(|| format!("make the mount point {target}"))?;
     if copy_up && is_empty(place) {
-        copy_tree(&proc_path(directory.as_fd()), place).tried(|| format!("copy the image's {target} into the empty volume"))?;
+        copy_tree(&proc_path(directory.as_fd()), place)
+            .tried(|| format!("copy the image's {target} into the empty volume"))?;
     }
     if read_only {
-        mount_remount(place, MountFlags::BIND | MountFlags::RDONLY, c"").tried(|| format!("make the volume at {target} read-only"))?;
+        mount_remount(place, MountFlags::BIND | MountFlags::RDONLY, c"")
+            .tried(|| format!("make the volume at {target} read-only"))?;
     }
     mount_move(place, proc_path(directory.as_fd())).tried(|| format!("mount the volume at {target}"))
 }
 
 fn mount_tmpfs(rootfs: &Rootfs, target: &str, size: u64, mode: u32, options: &str) -> Result<(), RootfsError> {
-    let directory = rootfs.root.make_dir_all(Path::new(target), 0o755).tried(|| format!("make the mount point {target}"))?;
+    let directory =
+        rootfs.root.make_dir_all(Path::new(target), 0o755).tried(|| format!("make the mount point {target}"))?;
     let (flags, data) = tmpfs_options(size, mode, options);
-    let data = CString::new(data).map_err(io::Error::from).tried(|| format!("read the options of the tmpfs at {target}"))?;
-    mount("tmpfs", proc_path(directory.as_fd()), "tmpfs", flags, Some(data.as_c_str())).tried(|| format!("mount a tmpfs at {target} with {options:?}"))
+    let data =
+        CString::new(data).map_err(io::Error::from).tried(|| format!("read the options of the tmpfs at {target}"))?;
+    mount("tmpfs", proc_path(directory.as_fd()), "tmpfs", flags, Some(data.as_c_str()))
+        .tried(|| format!("mount a tmpfs at {target} with {options:?}"))
 }
 
 /// Docker's defaults (noexec, nosuid, nodev), changed by the options; what is no flag goes to the file system.
@@ -110,7 +129,13 @@ fn copy_children(from: &Path, to: &Path, links: &mut HashMap<u64, PathBuf>, dept
     Ok(())
 }
 
-fn copy_entry(source: &Path, target: &Path, meta: &Metadata, links: &mut HashMap<u64, PathBuf>, depth: u32) -> io::Result<()> {
+fn copy_entry(
+    source: &Path,
+    target: &Path,
+    meta: &Metadata,
+    links: &mut HashMap<u64, PathBuf>,
+    depth: u32,
+) -> io::Result<()> {
     let kind = meta.file_type();
     if !kind.is_dir() && meta.nlink() > 1 {
         if let Some(first) = links.get(&meta.ino()) {
@@ -126,7 +151,13 @@ fn copy_entry(source: &Path, target: &Path, meta: &Metadata, links: &mut HashMap
     } else if kind.is_file() {
         fs::copy(source, target)?;
     } else {
-        mknodat(CWD, target, FileType::from_raw_mode(meta.mode()), Mode::from_raw_mode(meta.mode() & 0o7777), meta.rdev())?;
+        mknodat(
+            CWD,
+            target,
+            FileType::from_raw_mode(meta.mode()),
+            Mode::from_raw_mode(meta.mode() & 0o7777),
+            meta.rdev(),
+        )?;
     }
     copy_attributes(source, target, meta)
 }
@@ -138,7 +169,10 @@ fn copy_attributes(source: &Path, target: &Path, meta: &Metadata) -> io::Result<
     }
     copy_xattrs(source, target);
     let time = |sec, nsec| rustix::fs::Timespec { tv_sec: sec, tv_nsec: nsec };
-    let times = Timestamps { last_access: time(meta.atime(), meta.atime_nsec()), last_modification: time(meta.mtime(), meta.mtime_nsec()) };
+    let times = Timestamps {
+        last_access: time(meta.atime(), meta.atime_nsec()),
+        last_modification: time(meta.mtime(), meta.mtime_nsec()),
+    };
     Ok(utimensat(CWD, target, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?)
 }
 

@@ -2,7 +2,13 @@
 //! Each test is skipped, saying so, where it has no root, no namespaces or no busybox.
 
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::needless_pass_by_value, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    reason = "a test fails by panicking"
+)]
 
 mod guest;
 
@@ -21,7 +27,10 @@ fn hello_comes_before_the_exit() {
         return;
     }
     let records = boot(&["echo", "hello"], json!({})).finish();
-    assert_eq!(records, [json!({"started": {"pid": records[0]["started"]["pid"]}}), json!({"out": "hello\n"}), exited(0)]);
+    assert_eq!(
+        records,
+        [json!({"started": {"pid": records[0]["started"]["pid"]}}), json!({"out": "hello\n"}), exited(0)]
+    );
 }
 
 #[test]
@@ -46,7 +55,12 @@ fn a_program_that_cannot_run_fails_in_dockers_words() {
         assert_eq!(boot(&[program], json!({})).finish(), [json!({"failed": {"kind": kind, "message": message}})]);
     }
     let records = boot(&["id"], json!({"user": "nobody"})).finish();
-    assert_eq!(records, [json!({"failed": {"kind": "other", "message": "unable to find user nobody: no matching entries in passwd file"}})]);
+    assert_eq!(
+        records,
+        [
+            json!({"failed": {"kind": "other", "message": "unable to find user nobody: no matching entries in passwd file"}})
+        ]
+    );
 }
 
 #[test]
@@ -69,9 +83,16 @@ fn the_interface_is_up_before_the_program() {
         return;
     }
     let nic = json!({"ipv4": "10.1.2.3", "prefix": 24, "gateway": "10.1.2.1", "gateway_mac": "02:00:00:00:00:01", "default_route": true});
-    let records = boot_with(&["sh", "-c", "ip -4 addr show eth0; ip route; ip neigh"], json!({}), json!({"nics": [nic]}), true).finish();
+    let records =
+        boot_with(&["sh", "-c", "ip -4 addr show eth0; ip route; ip neigh"], json!({}), json!({"nics": [nic]}), true)
+            .finish();
     let text = String::from_utf8(output(&records, "out").0).unwrap();
-    for want in ["inet 10.1.2.3/32", "default via 10.1.2.1 dev eth0", "10.1.2.0/24 via 10.1.2.1 dev eth0", "10.1.2.1 dev eth0 lladdr 02:00:00:00:00:01"] {
+    for want in [
+        "inet 10.1.2.3/32",
+        "default via 10.1.2.1 dev eth0",
+        "10.1.2.0/24 via 10.1.2.1 dev eth0",
+        "10.1.2.1 dev eth0 lladdr 02:00:00:00:00:01",
+    ] {
         assert!(text.contains(want), "{want} in {text}");
     }
 }
@@ -97,14 +118,16 @@ fn an_attached_client_feeds_stdin_and_reads_everything() {
     if !can_run() {
         return;
     }
-    let guest = boot(&["sh", "-c", "echo ready; cat; echo end >&2; exit 3"], json!({"open_stdin": true, "stdin_once": true}));
+    let guest =
+        boot(&["sh", "-c", "echo ready; cat; echo end >&2; exit 3"], json!({"open_stdin": true, "stdin_once": true}));
     guest.wait_for("ready");
     let mut stream = guest.upgrade("/containers/{id}/attach?stdin=1&stdout=1&stderr=1&resume=0", &json!({}), b"early ");
     stream.write_all(b"late").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
-    let of = |wanted: u8| unframe(&bytes).into_iter().filter(|(s, _)| *s == wanted).flat_map(|(_, b)| b).collect::<Vec<_>>();
+    let of =
+        |wanted: u8| unframe(&bytes).into_iter().filter(|(s, _)| *s == wanted).flat_map(|(_, b)| b).collect::<Vec<_>>();
     assert_eq!((of(1), of(2)), (b"ready\nearly late".to_vec(), b"end\n".to_vec()));
     assert_eq!(guest.finish().last(), Some(&exited(3)));
 }
@@ -144,7 +167,8 @@ fn the_detach_keys_leave_the_terminal_running() {
     if !can_run() {
         return;
     }
-    let guest = boot(&["sh", "-c", "echo ready; sleep 1000"], json!({"tty": true, "open_stdin": true, "stdin_once": true}));
+    let guest =
+        boot(&["sh", "-c", "echo ready; sleep 1000"], json!({"tty": true, "open_stdin": true, "stdin_once": true}));
     guest.wait_for("ready");
     let mut stream = guest.upgrade("/containers/{id}/attach?stdin=1&stdout=1", &json!({}), b"\x10");
     stream.write_all(b"\x11").unwrap();
@@ -164,14 +188,24 @@ fn execs_join_the_container() {
         let (text, code) = guest.exec(config.clone(), input.as_bytes());
         assert_eq!((text.as_str(), code), want, "{config}");
     };
-    check(json!({"Cmd": ["sh", "-c", "cat; echo $A$B; id -u; exit 4"], "Env": ["B=2"], "User": "7"}), "in ", ("in 12\n7\n", 4));
+    check(
+        json!({"Cmd": ["sh", "-c", "cat; echo $A$B; id -u; exit 4"], "Env": ["B=2"], "User": "7"}),
+        "in ",
+        ("in 12\n7\n", 4),
+    );
     check(json!({"Cmd": ["pwd"], "WorkingDir": "/bin"}), "", ("/bin\n", 0));
     check(json!({"Cmd": ["stty", "size"], "Tty": true, "ConsoleSize": [30, 99]}), "", ("30 99\r\n", 0));
     check(json!({"Cmd": ["sh", "-c", "echo x; sleep 1000 &"]}), "", ("x\n", 0));
     check(json!({"Cmd": ["sh", "-c", "kill -9 $$"]}), "", ("", 137));
-    let words = |text: &str| format!("OCI runtime exec failed: exec failed: unable to start container process: {text}: unknown\r\n");
+    let words = |text: &str| {
+        format!("OCI runtime exec failed: exec failed: unable to start container process: {text}: unknown\r\n")
+    };
     check(json!({"Cmd": ["nosuch"]}), "", (&words("exec: \"nosuch\": executable file not found in $PATH"), 127));
-    check(json!({"Cmd": ["pwd"], "WorkingDir": "/none"}), "", (&words("chdir to cwd (\"/none\") set in config.json failed: no such file or directory"), 126));
+    check(
+        json!({"Cmd": ["pwd"], "WorkingDir": "/none"}),
+        "",
+        (&words("chdir to cwd (\"/none\") set in config.json failed: no such file or directory"), 126),
+    );
     let (big, code) = guest.exec(json!({"Cmd": ["sh", "-c", "yes 0123456789abcde | head -c 3145728"]}), b"");
     assert_eq!((big.len(), code), (3 << 20, 0));
     assert_eq!(guest.request("POST", "/shutdown", b"").status, 204);
@@ -184,7 +218,8 @@ fn a_detached_exec_is_inspected_and_cannot_start_twice() {
         return;
     }
     let guest = boot(&["sleep", "1000"], json!({}));
-    let created = guest.request("POST", "/containers/{id}/exec", json!({"Cmd": ["sleep", "1000"]}).to_string().as_bytes());
+    let created =
+        guest.request("POST", "/containers/{id}/exec", json!({"Cmd": ["sleep", "1000"]}).to_string().as_bytes());
     let id = created.json()["Id"].as_str().unwrap().to_owned();
     assert_eq!(guest.request("POST", &format!("/exec/{id}/start"), b"{\"Detach\":true}").status, 200);
     let inspected = guest.request("GET", &format!("/exec/{id}/json"), b"").json();
@@ -203,11 +238,16 @@ fn files_go_both_ways() {
     let got = guest.request("GET", "/containers/{id}/archive?path=/data", b"");
     assert!(got.status == 200 && got.head.contains("X-Docker-Container-Path-Stat: "), "{}", got.head);
     let mut archive = tar::Archive::new(got.body.as_slice());
-    let names: Vec<String> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+    let names: Vec<String> =
+        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
     assert_eq!(names, ["data/", "data/a"]);
     // What was taken out goes back in elsewhere, owners kept, in chunks as the docker CLI sends it.
     let mut stream = guest.connect();
-    write!(stream, "PUT /containers/{ID}/archive?path=/bin HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "PUT /containers/{ID}/archive?path=/bin HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    .unwrap();
     for piece in got.body.chunks(777) {
         write!(stream, "{:x}\r\n", piece.len()).unwrap();
         stream.write_all(piece).unwrap();
@@ -234,7 +274,10 @@ fn files_of_a_container_that_does_not_run_can_be_read_but_not_into_a_read_only_r
     let guest = boot_with(&[], json!({"readonly_rootfs": true}), json!({"files_only": true}), true);
     assert_eq!(guest.request("GET", "/containers/{id}/archive?path=/bin/busybox", b"").status, 200);
     let refused = guest.request("PUT", "/containers/{id}/archive?path=/bin", b"");
-    assert_eq!((refused.status, refused.json()["message"].clone()), (403, json!("container rootfs is marked read-only")));
+    assert_eq!(
+        (refused.status, refused.json()["message"].clone()),
+        (403, json!("container rootfs is marked read-only"))
+    );
     assert_eq!(guest.request("POST", "/containers/{id}/exec", b"{\"Cmd\":[\"id\"]}").status, 409);
     assert_eq!(guest.request("POST", "/shutdown", b"").status, 204);
     assert!(guest.finish().is_empty());
@@ -252,7 +295,10 @@ fn processes_are_listed_paused_and_killed() {
     let commands: Vec<&str> = top["Processes"].as_array().unwrap().iter().map(|p| p[7].as_str().unwrap()).collect();
     assert!(commands.contains(&"sh -c echo ready; sleep 1000; true"), "{commands:?}");
     let stats = guest.request("GET", "/containers/{id}/stats", b"").json();
-    assert!(stats["cpu_stats"]["system_cpu_usage"].as_u64().unwrap() > 0 && stats["networks"]["eth0"]["rx_bytes"].is_u64(), "{stats}");
+    assert!(
+        stats["cpu_stats"]["system_cpu_usage"].as_u64().unwrap() > 0 && stats["networks"]["eth0"]["rx_bytes"].is_u64(),
+        "{stats}"
+    );
     assert_eq!(guest.request("POST", "/containers/{id}/pause", b"").status, 204);
     assert_eq!(guest.request("POST", "/containers/{id}/exec", b"{\"Cmd\":[\"id\"]}").status, 409);
     assert_eq!(guest.request("POST", "/containers/{id}/unpause", b"").status, 204);

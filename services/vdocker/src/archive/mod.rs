@@ -43,7 +43,10 @@ fn target(container: &Container, request: &Request) -> Result<Target, Refusal> {
     let path = Path::new("/").join(asked);
     let follow = asked.ends_with('/') || asked.ends_with("/.") || asked == ".";
     let flags = if follow { OFlags::PATH } else { OFlags::PATH | OFlags::NOFOLLOW };
-    let not_found = |_| Refusal { status: 404, message: format!("Could not find the file {asked} in container {}", container.id()) };
+    let not_found = |_| Refusal {
+        status: 404,
+        message: format!("Could not find the file {asked} in container {}", container.id()),
+    };
     let handle = container.rootfs.root.resolve(&path, flags).map_err(not_found)?;
     let stat = rustix::fs::fstat(&handle).map_err(|e| not_found(e.into()))?;
     Ok(Target { base: base_name(asked), path, handle, stat })
@@ -62,8 +65,16 @@ fn stat_header(container: &Container, target: &Target) -> String {
     let stat = &target.stat;
     let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
     let root = &container.rootfs.root;
-    let lexical = || rustix::fs::readlinkat(&target.handle, "", Vec::new()).map(|l| l.to_string_lossy().into_owned()).unwrap_or_default();
-    let link = if is_link { root.real_path(&target.path).map_or_else(|_| lexical(), |p| p.to_string_lossy().into_owned()) } else { String::new() };
+    let lexical = || {
+        rustix::fs::readlinkat(&target.handle, "", Vec::new())
+            .map(|l| l.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    let link = if is_link {
+        root.real_path(&target.path).map_or_else(|_| lexical(), |p| p.to_string_lossy().into_owned())
+    } else {
+        String::new()
+    };
     let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
     let mtime = rfc3339(seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec));
     let all = json!({"name": target.base, "size": stat.st_size, "mode": go_mode(stat.st_mode), "mtime": mtime, "linkTarget": link});
@@ -96,7 +107,9 @@ pub fn get(container: &Container, request: &Request) -> Result<Answer, Refusal> 
     let target = target(container, request)?;
     let header = stat_header(container, &target);
     let work = move |stream: &Arc<Stream>| {
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\n{HEADER}: {header}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n");
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\n{HEADER}: {header}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        );
         let mut out: &Stream = stream;
         let mut chunks = Chunks(stream);
         // An archive that breaks off has no last chunk: the client sees that it is not whole.
@@ -137,13 +150,22 @@ pub fn put(container: &Container, request: &mut Request) -> Result<Answer, Refus
     let asked = request.query("path").to_owned();
     let root = &container.rootfs.root;
     let path = Path::new("/").join(&asked);
-    let handle = root.handle(&path).or_else(|_| refuse(404, format!("Could not find the file {asked} in container {}", container.id())))?;
+    let handle = root
+        .handle(&path)
+        .or_else(|_| refuse(404, format!("Could not find the file {asked} in container {}", container.id())))?;
     let is_dir = rustix::fs::fstat(&handle).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
     if asked.is_empty() || !is_dir {
         return refuse(400, "extraction point is not a directory");
     }
     if rustix::fs::fstatvfs(&handle).is_ok_and(|s| s.f_flag.contains(StatVfsMountFlags::RDONLY)) {
-        return refuse(403, if container.spec.readonly_rootfs { "container rootfs is marked read-only" } else { "mounted volume is marked read-only" });
+        return refuse(
+            403,
+            if container.spec.readonly_rootfs {
+                "container rootfs is marked read-only"
+            } else {
+                "mounted volume is marked read-only"
+            },
+        );
     }
     let owner = if request.flag("copyUIDGID") && !container.spec.user.is_empty() {
         let identity = Users::read(root).resolve(&container.spec.user, &[]).or_else(|e| refuse(400, e.to_string()))?;
@@ -153,7 +175,8 @@ pub fn put(container: &Container, request: &mut Request) -> Result<Answer, Refus
     };
     let options = unpack::Options { keep_kinds: request.flag("noOverwriteDirNonDir"), owner };
     let folder = root.real_path(&path).or_else(|e| refuse(500, e.to_string()))?;
-    unpack::unpack(root, &folder, &options, request.body()).or_else(|error| refuse(error.status(), crate::console::chain(&error)))?;
+    unpack::unpack(root, &folder, &options, request.body())
+        .or_else(|error| refuse(error.status(), crate::console::chain(&error)))?;
     Ok(Response::empty(200).into())
 }
 
@@ -163,14 +186,23 @@ mod tests {
 
     #[test]
     fn modes_are_gos() {
-        for (unix, go) in [(0o100_644, 0o644), (0o40_755, 1 << 31 | 0o755), (0o41_777, 1 << 31 | 1 << 20 | 0o777), (0o120_777, 1 << 27 | 0o777), (0o104_755, 1 << 23 | 0o755), (0o20_666, 1 << 26 | 1 << 21 | 0o666)] {
+        for (unix, go) in [
+            (0o100_644, 0o644),
+            (0o40_755, 1 << 31 | 0o755),
+            (0o41_777, 1 << 31 | 1 << 20 | 0o777),
+            (0o120_777, 1 << 27 | 0o777),
+            (0o104_755, 1 << 23 | 0o755),
+            (0o20_666, 1 << 26 | 1 << 21 | 0o666),
+        ] {
             assert_eq!(go_mode(unix), go, "{unix:o}");
         }
     }
 
     #[test]
     fn the_last_part_is_named_as_go_does() {
-        for (asked, want) in [("/etc/passwd", "passwd"), ("etc/", "etc"), ("/etc/.", "."), ("/", "/"), ("///", "/"), (".", ".")] {
+        for (asked, want) in
+            [("/etc/passwd", "passwd"), ("etc/", "etc"), ("/etc/.", "."), ("/", "/"), ("///", "/"), (".", ".")]
+        {
             assert_eq!(base_name(asked), want);
         }
     }

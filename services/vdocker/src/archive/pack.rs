@@ -101,7 +101,15 @@ impl<W: Write> Packer<W> {
         self.append(stat, EntryType::Regular, name, None, &capability[..length], file.chain(io::repeat(0)).take(size))
     }
 
-    fn append(&mut self, stat: &Stat, kind: EntryType, name: &[u8], link: Option<&[u8]>, capability: &[u8], data: impl Read) -> io::Result<()> {
+    fn append(
+        &mut self,
+        stat: &Stat,
+        kind: EntryType,
+        name: &[u8],
+        link: Option<&[u8]>,
+        capability: &[u8],
+        data: impl Read,
+    ) -> io::Result<()> {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(stat.st_mode & 0o7777);

@@ -5,8 +5,8 @@
 
 use crate::inroot::{InRoot, proc_path};
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, linkat, lsetxattr, makedev, mkdirat, mknodat,
-    openat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, linkat,
+    lsetxattr, makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -115,7 +115,9 @@ impl Unpacker<'_> {
         let is_dir = entry.header().entry_type().is_dir();
         let fail = |source: io::Error| UnpackError::Entry { path: path.clone(), source };
         let (parent, name) = self.place(&path).map_err(fail)?;
-        let there = statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
+        let there = statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)
+            .ok()
+            .map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
         match there {
             Some(was_dir) if was_dir != is_dir && self.options.keep_kinds => {
                 let kind = |dir| if dir { "directory" } else { "non-directory" };
@@ -141,7 +143,9 @@ impl Unpacker<'_> {
     fn make(&self, entry: &mut Entry<'_, impl Read>, at: BorrowedFd<'_>, name: &OsStr, exists: bool) -> io::Result<()> {
         let header = entry.header();
         let mode = Mode::from_raw_mode(0o600);
-        let device = || -> io::Result<u64> { Ok(makedev(header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0))) };
+        let device = || -> io::Result<u64> {
+            Ok(makedev(header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0)))
+        };
         match header.entry_type() {
             EntryType::Directory if exists => {}
             EntryType::Directory => mkdirat(at, name, Mode::from_raw_mode(0o700))?,
@@ -166,7 +170,8 @@ impl Unpacker<'_> {
     fn attributes(&self, entry: &mut Entry<'_, impl Read>, at: BorrowedFd<'_>, name: &OsStr) -> io::Result<Timestamps> {
         let header = entry.header();
         let id = |number: u64| u32::try_from(number).map_err(|_| io::Error::from(Errno::INVAL));
-        let (uid, gid) = self.options.owner.map_or_else(|| Ok::<_, io::Error>((id(header.uid()?)?, id(header.gid()?)?)), Ok)?;
+        let (uid, gid) =
+            self.options.owner.map_or_else(|| Ok::<_, io::Error>((id(header.uid()?)?, id(header.gid()?)?)), Ok)?;
         let mtime = Timespec { tv_sec: i64::try_from(header.mtime()?).unwrap_or(0), tv_nsec: 0 };
         let times = Timestamps { last_access: mtime, last_modification: mtime };
         let (kind, mode) = (header.entry_type(), header.mode()? & 0o7777);
@@ -181,7 +186,12 @@ impl Unpacker<'_> {
             for extension in entry.pax_extensions()?.into_iter().flatten().flatten() {
                 // Last, as a change of the owner takes it away. Not every file system keeps it.
                 if extension.key_bytes() == b"SCHILY.xattr.security.capability" {
-                    let _ = lsetxattr(proc_path(at).join(name), "security.capability", extension.value_bytes(), XattrFlags::empty());
+                    let _ = lsetxattr(
+                        proc_path(at).join(name),
+                        "security.capability",
+                        extension.value_bytes(),
+                        XattrFlags::empty(),
+                    );
                 }
             }
         }
@@ -203,13 +213,19 @@ fn remove(at: BorrowedFd<'_>, name: &OsStr, is_dir: bool, depth: u32) -> io::Res
     if depth >= MAX_DEPTH {
         return Err(io::Error::other(format!("folders are nested deeper than {MAX_DEPTH}")));
     }
-    let folder = openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let folder =
+        openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     for child in Dir::read_from(&folder)? {
         let child = child?;
         let child_name = OsStr::from_bytes(child.file_name().to_bytes());
         if child_name != "." && child_name != ".." {
             let stat = statat(&folder, child_name, AtFlags::SYMLINK_NOFOLLOW)?;
-            remove(folder.as_fd(), child_name, FileType::from_raw_mode(stat.st_mode) == FileType::Directory, depth + 1)?;
+            remove(
+                folder.as_fd(),
+                child_name,
+                FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+                depth + 1,
+            )?;
         }
     }
     Ok(unlinkat(at, name, AtFlags::REMOVEDIR)?)
@@ -271,7 +287,13 @@ mod tests {
         let (dir, root) = folder("replace");
         std::fs::write(dir.join("victim"), "old").unwrap();
         symlink("/victim", dir.join("to/file")).unwrap();
-        unpack(&root, Path::new("/to"), &Options::default(), archive(&[("file", EntryType::Regular, "new")]).as_slice()).unwrap();
+        unpack(
+            &root,
+            Path::new("/to"),
+            &Options::default(),
+            archive(&[("file", EntryType::Regular, "new")]).as_slice(),
+        )
+        .unwrap();
         assert_eq!(std::fs::read_to_string(dir.join("victim")).unwrap(), "old");
         assert_eq!(std::fs::read_to_string(dir.join("to/file")).unwrap(), "new");
     }

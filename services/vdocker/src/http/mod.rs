@@ -100,7 +100,12 @@ fn connection(agent: &Arc<Agent>, stream: &Arc<Stream>) {
                 // A body that the handler has not read is no part of the stream.
                 let _ = std::io::copy(&mut request.body().take(MAX_DRAINED), &mut std::io::sink());
                 let head = response::upgrade_head(request.upgrade, upgrade.tty);
-                if { let mut out: &Stream = stream; out.write_all(&head) }.is_ok() {
+                if {
+                    let mut out: &Stream = stream;
+                    out.write_all(&head)
+                }
+                .is_ok()
+                {
                     (upgrade.work)(Arc::clone(stream), request.into_rest());
                 }
                 return;

@@ -96,7 +96,11 @@ impl Request {
             let mut buffer = [0; 4096];
             let got = (&**stream).read(&mut buffer)?;
             if got == 0 {
-                return Err(if bytes.is_empty() { RequestError::Closed } else { io::Error::from(io::ErrorKind::UnexpectedEof).into() });
+                return Err(if bytes.is_empty() {
+                    RequestError::Closed
+                } else {
+                    io::Error::from(io::ErrorKind::UnexpectedEof).into()
+                });
             }
             bytes.extend_from_slice(&buffer[..got]);
         }
@@ -107,15 +111,23 @@ impl Request {
         let mut parsed = httparse::Request::new(&mut headers);
         let malformed = |e: httparse::Error| RequestError::Malformed(e.to_string());
         let httparse::Status::Complete(end) = parsed.parse(bytes).map_err(malformed)? else { return Ok(None) };
-        let header = |name: &str| parsed.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name)).map(|h| String::from_utf8_lossy(h.value).to_ascii_lowercase());
+        let header = |name: &str| {
+            parsed
+                .headers
+                .iter()
+                .find(|h| h.name.eq_ignore_ascii_case(name))
+                .map(|h| String::from_utf8_lossy(h.value).to_ascii_lowercase())
+        };
         let has = |name: &str, word: &str| header(name).is_some_and(|v| v.split(',').any(|w| w.trim() == word));
         let left = match (header("transfer-encoding"), header("content-length")) {
             (Some(coding), None) if coding.trim() == "chunked" => Left::Chunk(0),
             (Some(_), _) => return Err(RequestError::Malformed("its transfer coding is not supported".into())),
-            (None, Some(length)) => match length.trim().parse().map_err(|_| RequestError::Malformed("its length is no number".into()))? {
-                0 => Left::Done,
-                length => Left::Length(length),
-            },
+            (None, Some(length)) => {
+                match length.trim().parse().map_err(|_| RequestError::Malformed("its length is no number".into()))? {
+                    0 => Left::Done,
+                    length => Left::Length(length),
+                }
+            }
             (None, None) => Left::Done,
         };
         let (path, query) = split_target(parsed.path.unwrap_or("/"));
@@ -293,7 +305,10 @@ mod tests {
     #[test]
     fn path_and_query_are_decoded() {
         let request = request(b"GET /containers/a%20b/top?ps_args=-o+pid%2Ccomm&x HTTP/1.1\r\n\r\n").unwrap();
-        assert_eq!((request.path.as_str(), request.query("ps_args"), request.query("y")), ("/containers/a b/top", "-o pid,comm", ""));
+        assert_eq!(
+            (request.path.as_str(), request.query("ps_args"), request.query("y")),
+            ("/containers/a b/top", "-o pid,comm", "")
+        );
         assert!(request.keep_alive && request.body_is_read());
     }
 
@@ -338,7 +353,11 @@ mod tests {
 
     #[test]
     fn what_is_no_http_is_refused() {
-        for wrong in [&b"\x00\x01\x02\r\n\r\n"[..], b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n"] {
+        for wrong in [
+            &b"\x00\x01\x02\r\n\r\n"[..],
+            b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+        ] {
             assert!(matches!(request(wrong), Err(RequestError::Malformed(_))), "{wrong:?}");
         }
     }

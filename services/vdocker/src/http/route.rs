@@ -64,7 +64,13 @@ fn shutdown(agent: &Agent) -> Response {
     Response::empty(204)
 }
 
-fn container_action(agent: &Arc<Agent>, request: &mut Request, method: &str, id: &str, action: &str) -> Result<Answer, Refusal> {
+fn container_action(
+    agent: &Arc<Agent>,
+    request: &mut Request,
+    method: &str,
+    id: &str,
+    action: &str,
+) -> Result<Answer, Refusal> {
     let Some(container) = agent.containers.get(id) else { return refuse(404, format!("No such container: {id}")) };
     match (method, action) {
         ("POST", "attach") => running(container).map(|()| Answer::Upgrade(attach::attach(agent, container, request))),
@@ -72,9 +78,13 @@ fn container_action(agent: &Arc<Agent>, request: &mut Request, method: &str, id:
         ("POST", "resize") => resize(container.terminal.get(), request),
         ("POST", "pause") => pause(container, true),
         ("POST", "unpause") => pause(container, false),
-        ("GET", "top") => running(container).map(|()| Response::json(200, &top::top(container, request.query("ps_args"))).into()),
+        ("GET", "top") => {
+            running(container).map(|()| Response::json(200, &top::top(container, request.query("ps_args"))).into())
+        }
         ("GET", "stats") => running(container).map(|()| Response::json(200, &stats::sample(container)).into()),
-        ("GET", "changes") => Ok(Response::json(200, &changes::changes(&container.rootfs.lower, &container.rootfs.upper)).into()),
+        ("GET", "changes") => {
+            Ok(Response::json(200, &changes::changes(&container.rootfs.lower, &container.rootfs.upper)).into())
+        }
         ("HEAD", "archive") => archive::head(container, request),
         ("GET", "archive") => archive::get(container, request),
         ("PUT", "archive") => archive::put(container, request),
@@ -97,7 +107,10 @@ fn not_paused(container: &Container) -> Result<(), Refusal> {
 
 fn kill(container: &Container, signal: &str) -> Result<Answer, Refusal> {
     let Some(number) = signals::parse(signal) else { return refuse(400, format!("invalid signal: {signal}")) };
-    let not_running = || Refusal { status: 409, message: format!("cannot kill container: {0}: container {0} is not running", container.id()) };
+    let not_running = || Refusal {
+        status: 409,
+        message: format!("cannot kill container: {0}: container {0} is not running", container.id()),
+    };
     running(container).map_err(|_| not_running())?;
     match container.signal(number) {
         Ok(()) => Ok(Response::empty(204).into()),
@@ -107,7 +120,12 @@ fn kill(container: &Container, signal: &str) -> Result<Answer, Refusal> {
 }
 
 fn resize(terminal: Option<&std::os::fd::OwnedFd>, request: &Request) -> Result<Answer, Refusal> {
-    let number = |name: &str| request.query(name).parse::<u16>().or_else(|_| refuse(400, format!("invalid resize {name} value: {:?}", request.query(name))));
+    let number = |name: &str| {
+        request
+            .query(name)
+            .parse::<u16>()
+            .or_else(|_| refuse(400, format!("invalid resize {name} value: {:?}", request.query(name))))
+    };
     let (rows, columns) = (number("h")?, number("w")?);
     let Some(terminal) = terminal else { return refuse(400, "the process has no terminal") };
     set_size(terminal, rows, columns).or_else(|e| refuse(500, format!("cannot resize the terminal: {e}")))?;
@@ -133,7 +151,13 @@ fn create_exec(agent: &Agent, container: &Arc<Container>, request: &mut Request)
     Ok(Response::json(201, &json!({ "Id": id })).into())
 }
 
-fn exec_action(agent: &Arc<Agent>, request: &mut Request, method: &str, id: &str, action: &str) -> Result<Answer, Refusal> {
+fn exec_action(
+    agent: &Arc<Agent>,
+    request: &mut Request,
+    method: &str,
+    id: &str,
+    action: &str,
+) -> Result<Answer, Refusal> {
     let Some(exec) = agent.execs.get(id) else { return refuse(404, format!("No such exec instance: {id}")) };
     match (method, action) {
         ("GET", "json") => Ok(Response::json(200, &exec.inspect()).into()),

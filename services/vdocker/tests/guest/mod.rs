@@ -39,7 +39,10 @@ impl Answer {
 pub fn can_run() -> bool {
     let root = rustix::process::geteuid().is_root();
     let busybox = fs::metadata("/bin/busybox").is_ok();
-    let namespaces = Command::new("unshare").args(["--mount", "--pid", "--fork", "--net", "true"]).status().is_ok_and(|s| s.success());
+    let namespaces = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "--net", "true"])
+        .status()
+        .is_ok_and(|s| s.success());
     if !(root && busybox && namespaces) {
         eprintln!("SKIPPED: needs root ({root}), /bin/busybox ({busybox}), namespaces ({namespaces})");
     }
@@ -57,7 +60,10 @@ pub fn boot_with(args: &[&str], container: Value, spec: Value, read_log: bool) -
     fs::create_dir_all(&bin).unwrap();
     fs::create_dir_all(dir.join("disk1")).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-    for name in ["sh", "echo", "cat", "id", "sleep", "dd", "tty", "stty", "ps", "ls", "ip", "pwd", "touch", "rm", "mkdir", "wc", "head", "yes", "env", "kill", "mount", "seq"] {
+    for name in [
+        "sh", "echo", "cat", "id", "sleep", "dd", "tty", "stty", "ps", "ls", "ip", "pwd", "touch", "rm", "mkdir", "wc",
+        "head", "yes", "env", "kill", "mount", "seq",
+    ] {
         std::os::unix::fs::symlink("busybox", bin.join(name)).unwrap();
     }
     let mut one = json!({"id": ID, "image_disk": 0, "upper": {"type": "tmpfs"}, "args": args, "env": []});
@@ -68,9 +74,25 @@ pub fn boot_with(args: &[&str], container: Value, spec: Value, read_log: bool) -
     fs::write(dir.join("spec.json"), all.to_string()).unwrap();
     let log = UnixListener::bind(dir.join("log.sock")).unwrap();
     let ready = UnixListener::bind(dir.join("ready.sock")).unwrap();
-    let script = format!("ip link add eth0 type veth peer name out && ip link set out up; exec {} --namespaces {}", env!("CARGO_BIN_EXE_vdocker"), dir.display());
+    let script = format!(
+        "ip link add eth0 type veth peer name out && ip link set out up; exec {} --namespaces {}",
+        env!("CARGO_BIN_EXE_vdocker"),
+        dir.display()
+    );
     let child = Command::new("unshare")
-        .args(["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--cgroup", "sh", "-c", &script])
+        .args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--cgroup",
+            "sh",
+            "-c",
+            &script,
+        ])
         .spawn()
         .unwrap();
     let (log, _) = log.accept().unwrap();
@@ -113,7 +135,10 @@ impl Guest {
         let mut seen = String::new();
         while !seen.contains(text) {
             let record = self.next();
-            assert!(record.get("exited").is_none() && record.get("failed").is_none(), "ended before {text:?}: {record}, {seen}");
+            assert!(
+                record.get("exited").is_none() && record.get("failed").is_none(),
+                "ended before {text:?}: {record}, {seen}"
+            );
             seen += record["out"].as_str().unwrap_or_default();
         }
     }
@@ -150,7 +175,8 @@ impl Guest {
     pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let mut stream = self.connect();
         let path = path.replace("{id}", ID);
-        write!(stream, "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len()).unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len())
+            .unwrap();
         stream.write_all(body).unwrap();
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
@@ -164,7 +190,12 @@ impl Guest {
     pub fn upgrade(&self, path: &str, body: &Value, ahead: &[u8]) -> UnixStream {
         let mut stream = self.connect();
         let (path, body) = (path.replace("{id}", ID), body.to_string());
-        write!(stream, "POST {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
         stream.write_all(ahead).unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
