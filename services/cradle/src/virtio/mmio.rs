@@ -199,7 +199,7 @@ impl Registers {
             0x14 => self.device_features_select = value,
             0x24 => self.driver_features_select = value,
             0x20 if self.status & FEATURES_OK == 0 => {
-                set_half(&mut self.driver_features, self.driver_features_select, value)
+                set_half(&mut self.driver_features, self.driver_features_select, value);
             }
             0x30 => self.queue_select = value as usize,
             _ if self.status & DRIVER_OK == 0 => {
