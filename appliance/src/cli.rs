@@ -99,6 +99,9 @@ pub struct Machine {
     /// How long the zone may take to answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub deadline: u64,
+    /// Write the zone's journal to its console too, which is kept in serial.log: for a zone that does not come up
+    #[arg(long)]
+    pub console_journal: bool,
 }
 
 /// `test`.

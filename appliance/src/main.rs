@@ -128,6 +128,7 @@ fn machine_options(machine: &cli::Machine) -> run::Options {
         docker_port: None,
         unsafe_cache: false,
         deadline_s: machine.deadline,
+        console_journal: machine.console_journal,
     }
 }
 

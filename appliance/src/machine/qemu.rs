@@ -49,6 +49,11 @@ pub fn arguments(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
     out.extend(["-serial".into(), with_path("file:", &dir.serial_log(), "")]);
     out.extend(["-qmp".into(), with_path("unix:", &dir.qmp_socket(), ",server=on,wait=off")]);
     // A file, because every user of the machine can read a command line.
+    if plan.console_journal {
+        // Read by systemd-stub(7).
+        let words = "io.systemd.stub.kernel-cmdline-extra=systemd.journald.forward_to_console=1";
+        out.extend(["-smbios".into(), OsString::from(format!("type=11,value={words}"))]);
+    }
     out.extend(["-smbios".into(), with_path("type=11,path=", &dir.file("smbios-credential"), "")]);
     out
 }
@@ -106,6 +111,7 @@ mod tests {
             ports: Ports { web: 8443, docker: 2376, door: 7722 },
             unsafe_cache: false,
             deadline_s: 600,
+            console_journal: false,
         }
     }
 

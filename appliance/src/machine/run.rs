@@ -38,6 +38,8 @@ pub struct Options {
     pub unsafe_cache: bool,
     /// How long the zone may take to answer, seconds.
     pub deadline_s: u64,
+    /// The guest's journal also goes to `serial.log`.
+    pub console_journal: bool,
 }
 
 /// The least space that a zone's disks are started with.
@@ -131,6 +133,7 @@ fn plan(dir: &StateDir, built: &Built, options: &Options) -> Result<Plan> {
         ports,
         unsafe_cache: options.unsafe_cache,
         deadline_s: options.deadline_s,
+        console_journal: options.console_journal,
     })
 }
 

@@ -53,6 +53,9 @@ pub struct Plan {
     pub unsafe_cache: bool,
     /// How long the zone may take to answer, seconds.
     pub deadline_s: u64,
+    /// The guest's journal also goes to its console, and so into `serial.log`.
+    #[serde(default)]
+    pub console_journal: bool,
 }
 
 /// How far the zone is.
