@@ -148,8 +148,8 @@ fn stage(tree: &Path, recipes: &Path, door: &Path, version: &str) -> Result<()> 
             continue;
         }
         copy(&path, &system.join(&name))?;
-        if host::read(&path)?.lines().any(|l| l.starts_with("UpheldBy=multi-user.target")) {
-            let upholds = system.join("multi-user.target.upholds");
+        for target in host::read(&path)?.lines().filter_map(|line| line.strip_prefix("UpheldBy=")) {
+            let upholds = system.join(format!("{target}.upholds"));
             fs::create_dir_all(&upholds).at("make", &upholds)?;
             symlink(Path::new("..").join(&name), upholds.join(&name)).at("make", &upholds)?;
         }
