@@ -94,7 +94,7 @@ fn layer() -> Vec<u8> {
     for (folder, mode) in
         [("bin/", 0o755), ("etc/", 0o755), ("root/", 0o700), ("tmp/", 0o1777), ("var/", 0o755), ("home/", 0o755)]
     {
-        let mut header = tar::Header::new_ustar();
+        let mut header = header();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_size(0);
         header.set_mode(mode);
@@ -102,7 +102,7 @@ fn layer() -> Vec<u8> {
     }
     append(&mut tar, "bin/busybox", &program, 0o755);
     for applet in APPLETS {
-        let mut header = tar::Header::new_ustar();
+        let mut header = header();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         header.set_mode(0o777);
@@ -118,8 +118,16 @@ fn layer() -> Vec<u8> {
     tar.into_inner().expect("memory can be written to")
 }
 
-fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u32) {
+fn header() -> tar::Header {
     let mut header = tar::Header::new_ustar();
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_767_225_600);
+    header
+}
+
+fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u32) {
+    let mut header = header();
     header.set_size(bytes.len() as u64);
     header.set_mode(mode);
     tar.append_data(&mut header, path, bytes).expect("memory can be written to");

@@ -7,6 +7,7 @@ use crate::compress;
 use crate::digest::{Digest, copy_hashed};
 use crate::fail::{MAX_LAYER, MAX_LAYER_ENTRIES, Result, blocking, internal, invalid, io};
 use crate::mkfs::{Mkfs, RootInode};
+use crate::oldtar;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -36,8 +37,8 @@ pub async fn ensure(store: &Arc<Store>, mkfs: &Mkfs, blob: PathBuf, diff_id: &Di
     let (worker_store, worker_id) = (store.clone(), diff_id.clone());
     let (archive, size, root) = blocking(move || {
         let (archive, size) = uncompress(&worker_store, &blob, &worker_id)?;
-        let root = check(archive.path())?;
-        Ok((archive, size, root))
+        let checked = check(archive.path())?;
+        Ok((modernized(&worker_store, archive, &checked.old)?, size, checked.root))
     })
     .await?;
     let output = store.temp()?;
@@ -99,13 +100,39 @@ fn uncompress(store: &Store, blob: &Path, diff_id: &Digest) -> Result<(Archive, 
     Ok((Archive::Temp(temp), size))
 }
 
+/// The archive, or a copy of it in which the headers at the positions `old` are such as mkfs.erofs knows.
+fn modernized(store: &Store, archive: Archive, old: &[u64]) -> Result<Archive> {
+    if old.is_empty() {
+        return Ok(archive);
+    }
+    let temp = match archive {
+        Archive::Temp(temp) => temp,
+        Archive::Blob(path) => {
+            let temp = store.temp()?;
+            std::fs::copy(&path, temp.path()).map_err(io("cannot copy a layer"))?;
+            temp
+        }
+    };
+    let file = File::options().read(true).write(true).open(temp.path()).map_err(io("cannot open a layer"))?;
+    oldtar::rewrite(&file, old).map_err(io("cannot rewrite a layer's headers"))?;
+    Ok(Archive::Temp(temp))
+}
+
+/// What reading the headers told.
+struct Checked {
+    /// What the archive says of `/`, if anything.
+    root: Option<RootInode>,
+    /// Positions of headers that mkfs.erofs does not know.
+    old: Vec<u64>,
+}
+
 /// Reads all headers; refuses what no layer has.
-fn check(path: &Path) -> Result<Option<RootInode>> {
+fn check(path: &Path) -> Result<Checked> {
     let file = File::open(path).map_err(io("cannot open a layer"))?;
     let length = file.metadata().map_err(io("cannot read a layer's size"))?.len();
     let mut archive = tar::Archive::new(file);
     let entries = archive.entries_with_seek().map_err(io("cannot read a layer"))?;
-    let (mut root, mut total) = (None, 0_u64);
+    let (mut root, mut total, mut old) = (None, 0_u64, Vec::new());
     for (count, entry) in entries.enumerate() {
         let entry = entry.map_err(io("a layer's archive is damaged"))?;
         if count >= MAX_LAYER_ENTRIES {
@@ -125,6 +152,9 @@ fn check(path: &Path) -> Result<Option<RootInode>> {
                 name.display().to_string()
             )));
         }
+        if oldtar::is_old(entry.header()) {
+            old.push(entry.raw_header_position());
+        }
         // A sparse file may say that it is larger than the archive.
         total = total.saturating_add(entry.size());
         if total > MAX_LAYER {
@@ -135,7 +165,7 @@ fn check(path: &Path) -> Result<Option<RootInode>> {
             root = Some(RootInode::from_header(entry.header()));
         }
     }
-    Ok(root)
+    Ok(Checked { root, old })
 }
 
 #[cfg(test)]
@@ -156,7 +186,7 @@ mod tests {
     fn check_bytes(bytes: &[u8]) -> Result<Option<RootInode>> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        check(file.path())
+        check(file.path()).map(|checked| checked.root)
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod layer;
 mod lookup;
 mod manifest;
 mod mkfs;
+mod oldtar;
 mod progress;
 mod query;
 mod reference;
