@@ -49,7 +49,7 @@ impl Transport {
         match CertificateDer::pem_file_iter(ca_file) {
             Ok(certificates) => drop(roots.add_parsable_certificates(certificates.filter_map(std::result::Result::ok))),
             Err(error) => {
-                tracing::warn!(file = %ca_file.display(), %error, "no certificate authorities: registries with TLS cannot be used")
+                tracing::warn!(file = %ca_file.display(), %error, "no certificate authorities: registries with TLS cannot be used");
             }
         }
         let authorities = roots.len();
