@@ -89,6 +89,13 @@ pub fn inside(argv: &[&str]) -> Said {
     appliance(&[&["exec", "--"], argv].concat())
 }
 
+/// The process ids of all monitors, as paths in /proc.
+#[must_use]
+pub fn monitors() -> Vec<String> {
+    let found = inside(&["sh", "-c", "grep -lx kcradle /proc/[0-9]*/comm"]);
+    found.out.lines().map(str::to_owned).collect()
+}
+
 /// Runs `cargo appliance …`.
 #[must_use]
 pub fn appliance(args: &[&str]) -> Said {

@@ -2,7 +2,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 use qemu_tests::{
-    CleanUp, busybox, docker, docker_command, docker_with_input, folder, http_get, image, inside, wait_for,
+    CleanUp, busybox, docker, docker_command, docker_with_input, folder, http_get, image, inside, monitors, wait_for,
 };
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
@@ -44,8 +44,7 @@ fn t04_a_container_has_a_kernel_and_a_monitor_of_its_own() {
     let guest = docker(&["exec", "kernel", "uname", "-r"]).ok();
     let host = inside(&["uname", "-r"]).ok();
     assert_ne!(guest, host);
-    let monitors = inside(&["busybox", "pgrep", "-fl", "kcradle run"]).ok();
-    assert!(monitors.contains("kcradle"), "{monitors}");
+    assert!(!monitors().is_empty());
 }
 
 #[test]

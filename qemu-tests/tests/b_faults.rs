@@ -1,7 +1,7 @@
 //! Any service may be killed at any moment: running pods never notice, and their logs go on.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, busybox, docker, inside, wait_for};
+use qemu_tests::{CleanUp, busybox, docker, inside, monitors, wait_for};
 
 const SERVICES: [&str; 8] = ["macro", "images", "storage", "vpc", "pods", "node", "web-ui", "docker-api"];
 
@@ -15,7 +15,7 @@ fn a_pod_runs_on_and_its_log_has_no_gap_while_each_service_is_killed_in_turn() {
     let _clean = CleanUp::containers(&["counter"]);
     let script = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done";
     let _ = docker(&["run", "-d", "--name", "counter", "busybox", "sh", "-c", script]).ok();
-    let monitor = inside(&["busybox", "pgrep", "-f", "kcradle run"]).ok();
+    let monitor = monitors();
     for service in SERVICES {
         let unit = format!("kraud-{service}.service");
         let _ = inside(&["systemctl", "kill", "--signal=SIGKILL", &unit]).ok();
@@ -32,7 +32,7 @@ fn a_pod_runs_on_and_its_log_has_no_gap_while_each_service_is_killed_in_turn() {
             if now > seen { Ok(()) } else { Err(format!("{now} lines")) }
         });
     }
-    assert_eq!(inside(&["busybox", "pgrep", "-f", "kcradle run"]).ok(), monitor, "the monitor is another one");
+    assert_eq!(monitors(), monitor, "the monitor is another one");
     let all = lines("counter");
     assert_eq!(all, (1..=all.len() as u64).collect::<Vec<_>>());
     assert_eq!(docker(&["exec", "counter", "echo", "alive"]).ok(), "alive\n");
