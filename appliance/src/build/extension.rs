@@ -83,20 +83,22 @@ pub fn make(
     progress: &mut dyn Progress,
 ) -> Result<PathBuf> {
     let recipes = trees.recipes.join("dev");
-    let door = cargo_build(cache, inputs.workspace, &["door"], progress)?.join("door");
+    let programs = cargo_build(cache, inputs.workspace, &["door", "bench"], progress)?;
+    let (door, bench) = (programs.join("door"), programs.join("bench"));
     let key = Key::new("extension", 1)
         .text("script", COLLECT)
         .text("dev", &inputs.dev.identity())
         .text("root", &inputs.root.identity())
         .text("version", inputs.version)
         .file(&door)?
+        .file(&bench)?
         .file(&signer.cert)?
         .tree(&recipes)?;
     let uuid_seed = super::disk::uuid(&key.clone().hex());
     let entry = cache.step(progress, "extension", key, |dir, _| {
         let log = cache.log("extension");
         let stage = tempfile::tempdir().at("make", std::env::temp_dir())?;
-        self::stage(&stage.path().join("tree"), &recipes, &door, inputs.version)?;
+        self::stage(&stage.path().join("tree"), &recipes, [&door, &bench], inputs.version)?;
         let content = dir.join("content");
         let mut collect = tools.privileged(host, "sh");
         collect
@@ -139,8 +141,9 @@ pub struct Inputs<'a> {
 }
 
 /// Our own files, laid out as in the extension. Units are upheld: the extension is merged after the boot's jobs are queued.
-fn stage(tree: &Path, recipes: &Path, door: &Path, version: &str) -> Result<()> {
+fn stage(tree: &Path, recipes: &Path, [door, bench]: [&Path; 2], version: &str) -> Result<()> {
     copy(door, &tree.join("usr/lib/kraud/door"))?;
+    copy(bench, &tree.join("usr/lib/kraud/bench"))?;
     let system = tree.join("usr/lib/systemd/system");
     for entry in fs::read_dir(recipes).at("read", recipes)?.flatten() {
         let (path, name) = (entry.path(), entry.file_name());

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// The label of the partition that the installed image sets aside for the pool.
 const LABEL: &str = "/dev/disk/by-partlabel/kraud-pool";
+/// A disk that says by its serial number that it is for the pool: a virtual machine's second disk. It goes before the partition.
+const DISK: &str = "/dev/disk/by-id/virtio-kraud-pool";
 /// How long udev has for it; only the first boot without such a partition waits in vain.
 const LABEL_DEADLINE: Duration = Duration::from_secs(10);
 /// A pool on less is of no use.
@@ -71,7 +73,8 @@ async fn import(runner: &Runner, name: &str) -> Result<bool, RunError> {
 async fn create(runner: &Runner, place: &PoolPlace) -> anyhow::Result<()> {
     let device = match &place.device {
         Some(device) => device.clone(),
-        None if appears(Path::new(LABEL)).await => PathBuf::from(LABEL),
+        None if appears(Path::new(LABEL)).await && !Path::new(DISK).exists() => PathBuf::from(LABEL),
+        None if Path::new(DISK).exists() => PathBuf::from(DISK),
         None => first_empty_disk(runner).await?,
     };
     refuse_unless_empty(runner, &device).await?;
