@@ -143,9 +143,9 @@ fn spawn(dir: &StateDir, detach: bool) -> Result<Supervised> {
     signals::forward(&wanted, sender.clone(), |_| Event::Signal)?;
     let log = dir.file("supervisor.log");
     let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let program = std::env::current_exe().context("cannot find this program again")?;
-    let mut command = Command::new(program);
-    command.arg("supervise").arg(dir.path()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+    // The file at this program's path may be another one by now, or none: cargo replaces it.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("appliance").arg("supervise").arg(dir.path()).stdout(Stdio::piped()).stderr(log).current_dir("/");
     if detach {
         command.stdin(Stdio::null());
     } else {

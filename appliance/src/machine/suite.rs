@@ -41,8 +41,8 @@ pub fn booted(workspace: &Path, dir: &StateDir, full: bool, report: &mut Report)
     }
     let zone = dir.require_running()?;
     let mut variables = env::variables(dir, &zone);
-    let program = std::env::current_exe().context("cannot find this program again")?;
-    variables.push(("KRAUD_APPLIANCE", program.display().to_string()));
+    // This very program, for as long as it waits for the tests: building them may replace the file at its path.
+    variables.push(("KRAUD_APPLIANCE", format!("/proc/{}/exe", std::process::id())));
     // The containers' image is made of it.
     variables.push(("KRAUD_BUSYBOX", zone.plan.tools.join("usr/bin/busybox").display().to_string()));
     variables.push(("KRAUD_FULL", if full { "1" } else { "0" }.into()));
