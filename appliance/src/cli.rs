@@ -17,6 +17,8 @@ pub struct Cli {
 pub enum Command {
     /// Build everything, boot the image in QEMU and wait until the zone answers
     Run(Run),
+    /// Boot the last zone again with the image that it has: `run --no-build`
+    Start(Boot),
     /// Run every test there is, the booted image included
     Test(Test),
     /// Build the image only; print its path, size and hash
@@ -33,7 +35,7 @@ pub enum Command {
     Status,
     /// Shut the running zone down
     Stop,
-    /// Cut the running zone's power; `run` starts it again with the same disks
+    /// Cut the running zone's power; `start` boots it again with the same disks
     Kill,
     /// Measure the running zone
     Bench(Bench),
@@ -66,6 +68,19 @@ pub struct Run {
     #[command(flatten)]
     pub source: Source,
     #[command(flatten)]
+    pub boot: Boot,
+    /// Build nothing: boot the last zone again with the image that it has
+    #[arg(long, conflicts_with_all = ["mirror", "locked", "release"])]
+    pub no_build: bool,
+    /// Boot the release image, which has no exec door, bench or logs (the zone's certificates come by pairing)
+    #[arg(long, hide = true)]
+    pub release: bool,
+}
+
+/// What `run` and `start` have in common.
+#[derive(Args, Clone, Debug)]
+pub struct Boot {
+    #[command(flatten)]
     pub machine: Machine,
     /// Return when the zone answers; `stop` ends it
     #[arg(long, short)]
@@ -79,20 +94,17 @@ pub struct Run {
     /// Port on 127.0.0.1 for the Docker API; default: 2376, or a free one
     #[arg(long, value_name = "PORT")]
     pub docker_port: Option<u16>,
-    /// Boot the release image, which has no exec door, bench or logs (the zone's certificates come by pairing)
-    #[arg(long, hide = true)]
-    pub release: bool,
 }
 
 /// The virtual machine.
 #[derive(Args, Clone, Debug)]
 pub struct Machine {
-    /// Memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1024..))]
-    pub memory: u32,
-    /// Virtual CPUs
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub cpus: u16,
+    /// Memory in MiB; default: 4096, or with `start` what it had
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1024..))]
+    pub memory: Option<u32>,
+    /// Virtual CPUs; default: 2, or with `start` what it had
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub cpus: Option<u16>,
     /// Size of the disk for the zone's pool in GiB; default: 16, or what it has
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(2..=65536))]
     pub disk: Option<u32>,
@@ -210,6 +222,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_build_there_is_nothing_to_say_about_one() {
+        assert!(Cli::try_parse_from(["x", "run", "--no-build", "--locked"]).is_err());
+        let parsed = Cli::try_parse_from(["x", "run", "--no-build", "--detach", "--memory", "2048"]).unwrap();
+        assert!(matches!(parsed.command, Command::Run(run) if run.no_build && run.boot.machine.memory == Some(2048)));
     }
 
     #[test]

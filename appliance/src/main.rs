@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use appliance::build::{self, BuildOptions, Built, Variant};
 use appliance::machine::door::Door;
 use appliance::machine::report::{Report, print, say};
-use appliance::machine::state::StateDir;
+use appliance::machine::state::{Plan, StateDir};
 use appliance::machine::{bench, control, env, flash, run, suite, supervisor};
 use clap::Parser;
 use cli::{Cli, Command};
@@ -31,7 +31,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     }
     let dir = || StateDir::locate();
     match command {
+        Command::Run(options) if options.no_build => done(start_zone(&dir()?, &options.boot)),
         Command::Run(options) => done(run_zone(&dir()?, &options)),
+        Command::Start(options) => done(start_zone(&dir()?, &options)),
         Command::Test(options) => done(test(&dir()?, &options)),
         Command::Build(options) => done(build_only(&options)),
         Command::Flash(options) => done(flash_image(options)),
@@ -117,11 +119,14 @@ fn build_only(options: &cli::Build) -> Result<()> {
     Ok(())
 }
 
+const MEMORY_MIB: u32 = 4096;
+const CPUS: u16 = 2;
+
 fn machine_options(machine: &cli::Machine) -> run::Options {
     run::Options {
         detach: true,
-        memory_mib: machine.memory,
-        cpus: machine.cpus,
+        memory_mib: machine.memory.unwrap_or(MEMORY_MIB),
+        cpus: machine.cpus.unwrap_or(CPUS),
         disk_gib: machine.disk,
         fresh: false,
         web_port: None,
@@ -132,21 +137,37 @@ fn machine_options(machine: &cli::Machine) -> run::Options {
     }
 }
 
+fn boot_options(boot: &cli::Boot) -> run::Options {
+    run::Options {
+        detach: boot.detach,
+        fresh: boot.fresh,
+        web_port: boot.web_port,
+        docker_port: boot.docker_port,
+        ..machine_options(&boot.machine)
+    }
+}
+
+/// Boots the last zone again as it was.
+fn start_zone(dir: &StateDir, boot: &cli::Boot) -> Result<()> {
+    let image = run::last_image(dir)?;
+    let mut machine = boot_options(boot);
+    if let Some(before) = dir.read_json::<Plan>("plan.json")? {
+        machine.memory_mib = boot.machine.memory.unwrap_or(before.memory_mib);
+        machine.cpus = boot.machine.cpus.unwrap_or(before.cpus);
+    }
+    run::check(dir, &machine)?;
+    run::run(dir, &image, &machine)
+}
+
 fn run_zone(dir: &StateDir, options: &cli::Run) -> Result<()> {
-    let machine = run::Options {
-        detach: options.detach,
-        fresh: options.fresh,
-        web_port: options.web_port,
-        docker_port: options.docker_port,
-        ..machine_options(&options.machine)
-    };
+    let machine = boot_options(&options.boot);
     run::check(dir, &machine)?;
     let variant = if options.release { Variant::Release } else { Variant::Development };
     let mut report = Report::new();
     let built = build_image(&options.source, variant, &mut report)?;
     // Its thread must be gone before signals are blocked.
     drop(report);
-    run::run(dir, &built, &machine)
+    run::run(dir, &built.into(), &machine)
 }
 
 fn test(dir: &StateDir, options: &cli::Test) -> Result<()> {
@@ -158,7 +179,7 @@ fn test(dir: &StateDir, options: &cli::Test) -> Result<()> {
     suite::without_boot(&workspace, &mut report)?;
     let built = build_image(&options.source, Variant::Development, &mut report)?;
     drop(report);
-    run::run(dir, &built, &machine).inspect_err(|_| drop(control::stop(dir)))?;
+    run::run(dir, &built.into(), &machine).inspect_err(|_| drop(control::stop(dir)))?;
     let mut report = Report::new();
     let tested = suite::booted(&workspace, dir, options.full, &mut report);
     let stopped = suite::stop(dir, &mut report);

@@ -28,7 +28,7 @@ fn after_a_power_cut_volumes_images_networks_and_restarting_containers_are_back(
     let _ = docker(&["run", "-d", "--name", "scribe", "-v", "cutdata:/data", "busybox", "sh", "-c", writes]).ok();
     let _ = docker(&["exec", "scribe", "sh", "-c", "echo acknowledged > /data/proof; sync"]).ok();
     let _ = appliance(&["kill"]).ok();
-    let _ = appliance(&["run", "--detach"]).ok();
+    let _ = appliance(&["run", "--no-build", "--detach"]).ok();
     wait_for("the container with a restart policy", || {
         let said = docker(&["inspect", "-f", "{{.State.Running}}", "phoenix"]);
         if said.out == "true\n" { Ok(()) } else { Err(format!("{} {}", said.out, said.err)) }

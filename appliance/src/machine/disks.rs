@@ -3,16 +3,19 @@
 //! The disks outlive the machine, so that a stopped zone goes on where it was. They belong to one image: when another one was built,
 //! they are put aside (one generation is kept in `previous/`) and new ones are made.
 
+use super::run::Image;
 use super::state::StateDir;
-use crate::build::{Built, Tools};
+use crate::build::Tools;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::Path;
 
+/// The image that the zone's own disk lies over.
+pub const BASE: &str = "base.img";
 /// What is kept of one zone.
-const FILES: [&str; 5] = ["base.img", "os.qcow2", "pool.img", "vars.fd", "disks.json"];
+const FILES: [&str; 5] = [BASE, "os.qcow2", "pool.img", "vars.fd", "disks.json"];
 
 #[derive(Serialize, Deserialize)]
 struct Disks {
@@ -34,35 +37,51 @@ pub enum Prepared {
 ///
 /// # Errors
 /// When a file cannot be made, or the pool is asked to shrink.
-pub fn prepare(dir: &StateDir, built: &Built, pool_gib: Option<u32>, fresh: bool) -> Result<Prepared> {
+pub fn prepare(dir: &StateDir, image: &Image, pool_gib: Option<u32>, fresh: bool) -> Result<Prepared> {
     let before: Option<Disks> = if dir.file("os.qcow2").exists() { dir.read_json("disks.json")? } else { None };
     let prepared = match before {
         Some(_) if fresh => {
-            remove(dir.path())?;
+            remove(dir.path(), keeps_base(dir, image))?;
             Prepared::New
         }
-        Some(disks) if disks.image_sha256 == built.sha256 => Prepared::Kept,
+        Some(disks) if disks.image_sha256 == image.sha256 => Prepared::Kept,
         Some(_) => {
             put_aside(dir)?;
             Prepared::PutAside
         }
         None => {
-            remove(dir.path())?;
+            remove(dir.path(), keeps_base(dir, image))?;
             Prepared::New
         }
     };
     if prepared != Prepared::Kept {
-        link_or_copy(&built.image, &dir.file("base.img"))?;
-        copy(&built.ovmf_vars, &dir.file("vars.fd"))?;
-        overlay(&built.tools, dir)?;
+        if !keeps_base(dir, image) {
+            link_or_copy(&image.file, &dir.file(BASE))?;
+        }
+        copy(&image.ovmf_vars, &dir.file("vars.fd"))?;
+        overlay(&image.tools, dir)?;
     }
     pool(&dir.file("pool.img"), pool_gib)?;
-    dir.write_json("disks.json", &Disks { image_sha256: built.sha256.clone() })?;
+    dir.write_json("disks.json", &Disks { image_sha256: image.sha256.clone() })?;
     Ok(prepared)
 }
 
-fn remove(dir: &Path) -> Result<()> {
-    for name in FILES {
+/// The image that the zones of this directory had, when there is one.
+///
+/// # Errors
+/// When the note about it cannot be read.
+pub fn image_of(dir: &StateDir) -> Result<Option<String>> {
+    let disks: Option<Disks> = if dir.file(BASE).exists() { dir.read_json("disks.json")? } else { None };
+    Ok(disks.map(|disks| disks.image_sha256))
+}
+
+/// A zone that begins anew without a build keeps the image that lies here.
+fn keeps_base(dir: &StateDir, image: &Image) -> bool {
+    image.file == dir.file(BASE)
+}
+
+fn remove(dir: &Path, keep_base: bool) -> Result<()> {
+    for name in FILES.into_iter().filter(|name| !(keep_base && *name == BASE)) {
         let path = dir.join(name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -77,7 +96,7 @@ fn remove(dir: &Path) -> Result<()> {
 fn put_aside(dir: &StateDir) -> Result<()> {
     let aside = dir.file("previous");
     fs::create_dir_all(&aside).with_context(|| format!("cannot make {}", aside.display()))?;
-    remove(&aside)?;
+    remove(&aside, false)?;
     for name in FILES {
         let from = dir.file(name);
         if from.exists() {
@@ -105,7 +124,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 fn overlay(tools: &Tools, dir: &StateDir) -> Result<()> {
     let mut command = tools.command("qemu-img");
     // The base's name is relative to the overlay: both move together.
-    command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.img"]).arg(dir.file("os.qcow2"));
+    command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", BASE]).arg(dir.file("os.qcow2"));
     finish(&mut command).context("cannot make the zone's disk")
 }
 

@@ -8,11 +8,12 @@ use super::report::{Report, print, say};
 use super::signals;
 use super::state::{Phase, Plan, Ports, StateDir, Zone};
 use super::supervisor::Message;
-use crate::build::Built;
+use crate::build::{Built, Tools};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -40,6 +41,49 @@ pub struct Options {
     pub deadline_s: u64,
     /// The guest's journal also goes to `serial.log`.
     pub console_journal: bool,
+}
+
+/// What is booted, and with what.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The raw disk image.
+    pub file: PathBuf,
+    /// Its hash.
+    pub sha256: String,
+    /// UEFI firmware code.
+    pub ovmf_code: PathBuf,
+    /// UEFI variables, to be copied.
+    pub ovmf_vars: PathBuf,
+    /// QEMU is in here.
+    pub tools: Tools,
+}
+
+impl From<Built> for Image {
+    fn from(built: Built) -> Self {
+        let Built { image, sha256, ovmf_code, ovmf_vars, tools, .. } = built;
+        Self { file: image, sha256, ovmf_code, ovmf_vars, tools }
+    }
+}
+
+/// The image of the last zone, which its disks lie over.
+///
+/// # Errors
+/// When there was no zone, or the builder's cache no longer has the programs that it ran with.
+pub fn last_image(dir: &StateDir) -> Result<Image> {
+    let plan: Option<Plan> = dir.read_json("plan.json")?;
+    let sha256 = disks::image_of(dir)?;
+    let (Some(plan), Some(sha256)) = (plan, sha256) else {
+        bail!("there is no zone to start again in {}: begin one with `cargo appliance run`", dir.path().display());
+    };
+    let ovmf_vars = plan.ovmf_code.with_file_name("OVMF_VARS_4M.fd");
+    if !plan.ovmf_code.is_file() || !ovmf_vars.is_file() {
+        bail!(
+            "the programs that the last zone ran with are not in {} any more: `cargo appliance run` makes them anew",
+            plan.tools.display()
+        );
+    }
+    let (ovmf_code, tools) = (plan.ovmf_code, Tools::new(plan.tools));
+    Ok(Image { file: dir.file(disks::BASE), sha256, ovmf_code, ovmf_vars, tools })
 }
 
 /// The least space that a zone's disks are started with.
@@ -78,9 +122,9 @@ pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
 ///
 /// # Errors
 /// What kept the zone from starting or answering.
-pub fn run(dir: &StateDir, built: &Built, options: &Options) -> Result<()> {
-    let plan = plan(dir, built, options)?;
-    match disks::prepare(dir, built, options.disk_gib, options.fresh)? {
+pub fn run(dir: &StateDir, image: &Image, options: &Options) -> Result<()> {
+    let plan = plan(dir, image, options)?;
+    match disks::prepare(dir, image, options.disk_gib, options.fresh)? {
         Prepared::Kept => say("  the zone goes on with the disks it has (`--fresh` makes new ones)"),
         Prepared::New => {}
         Prepared::PutAside => say(&format!(
@@ -111,7 +155,7 @@ pub fn run(dir: &StateDir, built: &Built, options: &Options) -> Result<()> {
     stay(supervised)
 }
 
-fn plan(dir: &StateDir, built: &Built, options: &Options) -> Result<Plan> {
+fn plan(dir: &StateDir, image: &Image, options: &Options) -> Result<Plan> {
     let before: Option<Plan> = dir.read_json("plan.json").unwrap_or(None);
     let before = before.map_or(Ports { web: 8443, docker: 2376, door: ::door::PORT }, |plan| plan.ports);
     let ports = Ports {
@@ -124,9 +168,9 @@ fn plan(dir: &StateDir, built: &Built, options: &Options) -> Result<Plan> {
         say(&format!("  no usable KVM ({why}): the machine is emulated, which is slow but complete"));
     }
     Ok(Plan {
-        tools: built.tools.tree().to_owned(),
-        ovmf_code: built.ovmf_code.clone(),
-        image_sha256: built.sha256.clone(),
+        tools: image.tools.tree().to_owned(),
+        ovmf_code: image.ovmf_code.clone(),
+        image_sha256: image.sha256.clone(),
         kvm: acceleration == Acceleration::Kvm,
         memory_mib: options.memory_mib,
         cpus: options.cpus,
@@ -272,5 +316,31 @@ fn finish(mut supervised: Supervised) -> Result<()> {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_zone_before_or_its_programs_nothing_is_started_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = StateDir::at(temp.path().join("zone")).unwrap();
+        assert!(last_image(&dir).unwrap_err().to_string().contains("cargo appliance run"));
+        let firmware = temp.path().join("OVMF_CODE_4M.fd");
+        let plan = serde_json::json!({
+            "tools": temp.path(), "ovmf_code": firmware, "image_sha256": "before", "kvm": false, "memory_mib": 2048, "cpus": 1,
+            "ports": { "web": 1, "docker": 2, "door": 3 }, "unsafe_cache": false, "deadline_s": 1
+        });
+        dir.write_json("plan.json", &plan).unwrap();
+        dir.write_secret(disks::BASE, b"image").unwrap();
+        dir.write_json("disks.json", &serde_json::json!({ "image_sha256": "abc" })).unwrap();
+        assert!(last_image(&dir).unwrap_err().to_string().contains("not in"));
+        for name in ["OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"] {
+            std::fs::write(temp.path().join(name), "").unwrap();
+        }
+        let image = last_image(&dir).unwrap();
+        assert_eq!((image.file, image.sha256), (dir.file(disks::BASE), "abc".to_owned()));
     }
 }
