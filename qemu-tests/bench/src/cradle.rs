@@ -80,8 +80,8 @@ impl Ours<'_> {
         let bundle = Bundle {
             vcpus: VCPUS,
             memory_mib: MEMORY_MIB,
-            kernel: Guest::artefact("vmlinux"),
-            initramfs: Guest::artefact("initramfs.cpio"),
+            kernel: Guest::artefact("vmlinux")?,
+            initramfs: Guest::artefact("initramfs.cpio")?,
             guest_spec: folder.join("spec.json"),
             cmdline: String::new(),
             disks: vec![Disk {
@@ -106,7 +106,7 @@ impl Ours<'_> {
         }
         let mut log = LogReader::new([folder.join("log.0"), folder.join("log.1")]);
         let started = Instant::now();
-        let mut child = Command::new(Guest::artefact("kcradle"))
+        let mut child = Command::new(Guest::artefact("kcradle")?)
             .arg("run")
             .arg(&folder)
             .stdin(Stdio::null())
@@ -173,12 +173,12 @@ impl<'a> Peer<'a> {
     }
 
     fn start(&self, args: &[&str]) -> Result<(Child, Instant, f64, BufReader<std::fs::File>)> {
-        let agent = std::fs::read(Guest::artefact("initramfs.cpio")).context("read the initramfs")?;
+        let agent = std::fs::read(Guest::artefact("initramfs.cpio")?).context("read the initramfs")?;
         let initrd = self.guest.folder.join("peer.cpio");
         let name = zone::guest::SPEC_FILE.trim_start_matches('/');
         std::fs::write(&initrd, initramfs::with_file(&agent, name, &Guest::spec(args)?))
             .context("write the initramfs")?;
-        let mut command = self.command(&initrd);
+        let mut command = self.command(&initrd)?;
         let started = Instant::now();
         let mut child = command.spawn().context("start QEMU")?;
         let mut log = BufReader::new(self.log.accept()?);
@@ -195,7 +195,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    fn command(&self, initrd: &std::path::Path) -> Command {
+    fn command(&self, initrd: &std::path::Path) -> Result<Command> {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off"]);
         command.args([
@@ -210,7 +210,7 @@ impl<'a> Peer<'a> {
             "-no-reboot",
         ]);
         command.arg("-m").arg(format!("{MEMORY_MIB}M"));
-        command.arg("-kernel").arg(Guest::artefact("vmlinux")).arg("-initrd").arg(initrd);
+        command.arg("-kernel").arg(Guest::artefact("vmlinux")?).arg("-initrd").arg(initrd);
         command.args(["-append", "reboot=t panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 quiet 8250.nr_uarts=0"]);
         command
             .arg("-drive")
@@ -219,7 +219,7 @@ impl<'a> Peer<'a> {
         command.arg("-device").arg(format!("vhost-vsock-device,guest-cid={GUEST_CID}"));
         command.args(["-device", "virtio-rng-device"]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        command
+        Ok(command)
     }
 
     fn time(&self) -> Result<(f64, f64)> {

@@ -1,7 +1,7 @@
 //! The guest that both monitors boot: the same kernel, initramfs, image disk and spec.
 
 use anyhow::{Context as _, Result, ensure};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use zone::guest::{GuestContainer, GuestSpec, Upper};
 use zone::log::Record;
@@ -65,10 +65,19 @@ impl Guest {
         serde_json::to_vec(&spec).context("encode the spec")
     }
 
-    /// One of the artefacts that pods run from.
-    #[must_use]
-    pub fn artefact(name: &str) -> PathBuf {
-        Path::new(zone::paths::CRADLE).join(name)
+    /// One of the artefacts that pods run from: of the signed image that `pods` unpacked last.
+    ///
+    /// # Errors
+    /// When `pods` has not unpacked any.
+    pub fn artefact(name: &str) -> Result<PathBuf> {
+        let versions = std::fs::read_dir(zone::paths::CRADLE).context("look for the monitor's image")?;
+        let mut found: Vec<_> = versions
+            .flatten()
+            .map(|v| v.path().join("cradle").join(name))
+            .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+            .collect();
+        found.sort();
+        found.pop().map(|(_, path)| path).with_context(|| format!("there is no {name} in {}", zone::paths::CRADLE))
     }
 }
 
