@@ -87,8 +87,13 @@ struct Peer {
 impl Peer {
     fn start() -> Result<Self> {
         std::fs::create_dir_all("/run/kraud-bench-docker").context("make the engine's folder")?;
+        // Debian's alternatives are links in /etc, which no extension has.
+        for name in ["iptables", "ip6tables"] {
+            let _ =
+                std::os::unix::fs::symlink(format!("/usr/sbin/{name}-nft"), format!("/run/kraud-bench-docker/{name}"));
+        }
         let script = format!(
-            "ip link set lo up && exec dockerd --data-root {PEER_FOLDER} --exec-root /run/kraud-bench-docker/exec \
+            "export PATH=/run/kraud-bench-docker:$PATH; ip link set lo up && exec dockerd --data-root {PEER_FOLDER} --exec-root /run/kraud-bench-docker/exec \
              --pidfile /run/kraud-bench-docker/pid -H {PEER_SOCKET}"
         );
         let log = std::fs::File::create("/run/kraud-bench-docker/log").context("make the engine's log")?;
