@@ -13,29 +13,20 @@ impl std::fmt::Debug for Failure {
 }
 
 fn token() -> Result<Vec<u8>, Failure> {
-    let dir = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        Failure("CREDENTIALS_DIRECTORY is not set: start the door from its unit".into())
-    })?;
+    let dir = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .ok_or_else(|| Failure("CREDENTIALS_DIRECTORY is not set: start the door from its unit".into()))?;
     let path = PathBuf::from(dir).join(door::CREDENTIAL);
-    let token = std::fs::read(&path)
-        .map_err(|e| Failure(format!("cannot read the token {}: {e}", path.display())))?;
+    let token = std::fs::read(&path).map_err(|e| Failure(format!("cannot read the token {}: {e}", path.display())))?;
     let token = token.trim_ascii().to_vec();
     if token.len() < 64 {
-        return Err(Failure(format!(
-            "the token {} is shorter than 64 digits",
-            path.display()
-        )));
+        return Err(Failure(format!("the token {} is shorter than 64 digits", path.display())));
     }
     Ok(token)
 }
 
 fn main() -> Result<(), Failure> {
     let token = token()?;
-    let address = std::env::args()
-        .nth(1)
-        .unwrap_or_else(|| format!("0.0.0.0:{}", door::PORT));
-    let listener = TcpListener::bind(&address)
-        .map_err(|e| Failure(format!("cannot listen on {address}: {e}")))?;
-    door::server::serve(&listener, &token)
-        .map_err(|e| Failure(format!("cannot accept connections: {e}")))
+    let address = std::env::args().nth(1).unwrap_or_else(|| format!("0.0.0.0:{}", door::PORT));
+    let listener = TcpListener::bind(&address).map_err(|e| Failure(format!("cannot listen on {address}: {e}")))?;
+    door::server::serve(&listener, &token).map_err(|e| Failure(format!("cannot accept connections: {e}")))
 }

@@ -33,12 +33,7 @@ pub fn serve(listener: &TcpListener, token: &[u8]) -> io::Result<()> {
     loop {
         let (stream, _) = match listener.accept() {
             Ok(accepted) => accepted,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
-                ) =>
-            {
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
                 continue;
             }
             Err(e) => return Err(e),
@@ -49,12 +44,10 @@ pub fn serve(listener: &TcpListener, token: &[u8]) -> io::Result<()> {
         }
         let token = Arc::clone(&token);
         // A thread that cannot be made drops the stream: the client sees the end and says so.
-        let _ = std::thread::Builder::new()
-            .name("door".into())
-            .spawn(move || {
-                let _slot = slot;
-                let _ = handle(stream, &token);
-            });
+        let _ = std::thread::Builder::new().name("door".into()).spawn(move || {
+            let _slot = slot;
+            let _ = handle(stream, &token);
+        });
     }
 }
 
@@ -62,18 +55,13 @@ fn handle(mut stream: TcpStream, token: &[u8]) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(AUTH_DEADLINE))?;
     let first = wire::read_frame(&mut stream)?;
-    if !first
-        .is_some_and(|frame| frame.kind == Kind::Auth && wire::same_secret(&frame.payload, token))
-    {
+    if !first.is_some_and(|frame| frame.kind == Kind::Auth && wire::same_secret(&frame.payload, token)) {
         wire::write_frame(&mut stream, Kind::Error, b"the token is wrong")?;
         return drain(&mut stream);
     }
     let request = match wire::read_frame(&mut stream)? {
         Some(frame) if frame.kind == Kind::Request => wire::Request::decode(&frame.payload),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "expected a request",
-        )),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "expected a request")),
     };
     stream.set_read_timeout(None)?;
     let output = Mutex::new(stream.try_clone()?);

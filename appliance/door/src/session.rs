@@ -7,6 +7,7 @@
 
 use crate::wire::{self, CHUNK, Kind, Request};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::Winsize;
@@ -22,10 +23,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// What a command finds when the request says nothing else.
 const BASE_ENV: [(&str, &str); 5] = [
-    (
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    ),
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("HOME", "/root"),
     ("USER", "root"),
     ("LANG", "C.UTF-8"),
@@ -38,11 +36,7 @@ const PIPE_BUF: usize = 4096;
 type Output = Mutex<TcpStream>;
 
 fn send(output: &Output, kind: Kind, payload: &[u8]) -> io::Result<()> {
-    wire::write_frame(
-        &mut *output.lock().unwrap_or_else(PoisonError::into_inner),
-        kind,
-        payload,
-    )
+    wire::write_frame(&mut *output.lock().unwrap_or_else(PoisonError::into_inner), kind, payload)
 }
 
 /// Runs the request and returns its exit status as a shell tells it.
@@ -56,31 +50,19 @@ pub fn run(request: &Request, input: &TcpStream, output: &Output) -> io::Result<
         Some(size) => with_terminal(&mut command, size),
     }
     .map_err(|e| {
-        let program = request
-            .argv
-            .first()
-            .map(|name| String::from_utf8_lossy(name).into_owned())
-            .unwrap_or_default();
+        let program = request.argv.first().map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
         io::Error::new(e.kind(), format!("cannot run {program}: {e}"))
     })?;
     let group = Pid::from_child(&child);
     // A client that is gone already is seen by the reader below.
     let _ = send(output, Kind::Started, &child.id().to_be_bytes());
-    let Streams {
-        stdin,
-        outputs,
-        terminal,
-    } = streams;
+    let Streams { stdin, outputs, terminal } = streams;
     let ended = Mutex::new(false);
     // Its write end is dropped when the command has ended; that wakes every thread below.
     let (exited, exit_signal) = io::pipe()?;
     let status = std::thread::scope(|scope| {
         let (exited, ended) = (&exited, &ended);
-        let to = Input {
-            stdin,
-            terminal,
-            group,
-        };
+        let to = Input { stdin, terminal, group };
         scope.spawn(move || {
             forward_input(input, to, exited, ended);
             signal_unless_ended(group, Signal::KILL, ended);
@@ -97,21 +79,12 @@ pub fn run(request: &Request, input: &TcpStream, output: &Output) -> io::Result<
 
 fn command(request: &Request) -> io::Result<Command> {
     let mut words = request.argv.iter().map(|word| OsStr::from_bytes(word));
-    let program = words
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
+    let program = words.next().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let mut command = Command::new(program);
-    command
-        .args(words)
-        .env_clear()
-        .envs(BASE_ENV)
-        .current_dir("/");
+    command.args(words).env_clear().envs(BASE_ENV).current_dir("/");
     for pair in &request.env {
         if let Some(at) = pair.iter().position(|byte| *byte == b'=') {
-            command.env(
-                OsStr::from_bytes(&pair[..at]),
-                OsStr::from_bytes(&pair[at + 1..]),
-            );
+            command.env(OsStr::from_bytes(&pair[..at]), OsStr::from_bytes(&pair[at + 1..]));
         }
     }
     Ok(command)
@@ -124,30 +97,16 @@ struct Streams {
 }
 
 fn with_pipes(command: &mut Command) -> io::Result<(Child, Streams)> {
-    command
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let file = |fd: OwnedFd| File::from(fd);
     let outputs = [
         (Kind::Stdout, child.stdout.take().map(OwnedFd::from)),
         (Kind::Stderr, child.stderr.take().map(OwnedFd::from)),
     ];
-    let outputs = outputs
-        .into_iter()
-        .filter_map(|(kind, fd)| Some((kind, file(fd?))))
-        .collect();
+    let outputs = outputs.into_iter().filter_map(|(kind, fd)| Some((kind, file(fd?)))).collect();
     let stdin = child.stdin.take().map(|stdin| file(stdin.into()));
-    Ok((
-        child,
-        Streams {
-            stdin,
-            outputs,
-            terminal: None,
-        },
-    ))
+    Ok((child, Streams { stdin, outputs, terminal: None }))
 }
 
 fn with_terminal(command: &mut Command, size: (u16, u16)) -> io::Result<(Child, Streams)> {
@@ -155,16 +114,13 @@ fn with_terminal(command: &mut Command, size: (u16, u16)) -> io::Result<(Child, 
     grantpt(&master)?;
     unlockpt(&master)?;
     let path = ptsname(&master, Vec::new())?;
-    let slave = File::options()
-        .read(true)
-        .write(true)
-        .open(OsStr::from_bytes(path.to_bytes()))?;
+    // Without NOCTTY it would become the terminal of this very process, which is a session's leader under systemd: the command
+    // could not have it, and its end would hang us up.
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let slave = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     let master = File::from(master);
     resize(&master, size);
-    command
-        .stdin(slave.try_clone()?)
-        .stdout(slave.try_clone()?)
-        .stderr(slave);
+    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
     // SAFETY: between fork and exec only two system calls are made; neither allocates nor takes a lock.
     unsafe {
         command.pre_exec(|| {
@@ -175,29 +131,14 @@ fn with_terminal(command: &mut Command, size: (u16, u16)) -> io::Result<(Child, 
     }
     let child = command.spawn()?;
     // The command's copies of the terminal must be the only ones, or its end is never seen.
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let outputs = vec![(Kind::Stdout, master.try_clone()?)];
     let stdin = Some(master.try_clone()?);
-    Ok((
-        child,
-        Streams {
-            stdin,
-            outputs,
-            terminal: Some(master),
-        },
-    ))
+    Ok((child, Streams { stdin, outputs, terminal: Some(master) }))
 }
 
 fn resize(terminal: &File, (rows, columns): (u16, u16)) {
-    let size = Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // A terminal of the wrong size is still one.
     let _ = rustix::termios::tcsetwinsize(terminal, size);
 }
@@ -206,10 +147,7 @@ fn resize(terminal: &File, (rows, columns): (u16, u16)) {
 fn wait(child: &mut Child, ended: &Mutex<bool>) -> io::Result<ExitStatus> {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let pid = Pid::from_child(child);
-    while let Err(e) = waitid(
-        WaitId::Pid(pid),
-        WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-    ) {
+    while let Err(e) = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
         if e != rustix::io::Errno::INTR {
             return Err(e.into());
         }
@@ -249,10 +187,7 @@ fn forward_input(mut from: &TcpStream, mut to: Input, exited: &PipeReader, ended
             }
             Kind::StdinEof if to.terminal.is_some() => {
                 const END_OF_TRANSMISSION: u8 = 4;
-                let _ = to
-                    .stdin
-                    .as_mut()
-                    .map(|stdin| stdin.write_all(&[END_OF_TRANSMISSION]));
+                let _ = to.stdin.as_mut().map(|stdin| stdin.write_all(&[END_OF_TRANSMISSION]));
             }
             Kind::StdinEof => to.stdin = None,
             Kind::Signal => {
@@ -262,9 +197,7 @@ fn forward_input(mut from: &TcpStream, mut to: Input, exited: &PipeReader, ended
                 }
             }
             Kind::Resize => {
-                if let (Some(terminal), Some(size)) =
-                    (&to.terminal, wire::decode_size(&frame.payload))
-                {
+                if let (Some(terminal), Some(size)) = (&to.terminal, wire::decode_size(&frame.payload)) {
                     resize(terminal, size);
                 }
             }
@@ -276,10 +209,7 @@ fn forward_input(mut from: &TcpStream, mut to: Input, exited: &PipeReader, ended
 /// Waits for the client; false when the command has ended.
 fn readable(client: &TcpStream, flags: PollFlags, exited: &PipeReader) -> bool {
     loop {
-        let mut fds = [
-            PollFd::new(client, flags),
-            PollFd::new(exited, PollFlags::IN),
-        ];
+        let mut fds = [PollFd::new(client, flags), PollFd::new(exited, PollFlags::IN)];
         match poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,
@@ -289,12 +219,7 @@ fn readable(client: &TcpStream, flags: PollFlags, exited: &PipeReader) -> bool {
 }
 
 /// Writes without waiting for a command that reads slowly: false when the client or the command is gone before all is written.
-fn write_input(
-    stdin: &mut File,
-    mut bytes: &[u8],
-    client: &TcpStream,
-    exited: &PipeReader,
-) -> io::Result<bool> {
+fn write_input(stdin: &mut File, mut bytes: &[u8], client: &TcpStream, exited: &PipeReader) -> io::Result<bool> {
     while !bytes.is_empty() {
         let mut fds = [
             PollFd::new(stdin, PollFlags::OUT),
@@ -320,10 +245,7 @@ fn write_input(
 fn pump(kind: Kind, mut from: File, exited: &PipeReader, output: &Output) {
     let mut buffer = vec![0; CHUNK];
     loop {
-        let mut fds = [
-            PollFd::new(&from, PollFlags::IN),
-            PollFd::new(exited, PollFlags::IN),
-        ];
+        let mut fds = [PollFd::new(&from, PollFlags::IN), PollFd::new(exited, PollFlags::IN)];
         match poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => continue,
             Err(_) => return,
@@ -347,9 +269,6 @@ fn pump(kind: Kind, mut from: File, exited: &PipeReader, output: &Output) {
 }
 
 fn code(status: ExitStatus) -> u32 {
-    let code = status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal))
-        .unwrap_or(255);
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
     u32::try_from(code).unwrap_or(255)
 }

@@ -41,14 +41,10 @@ pub enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use Kind::{
-            Auth, Error, Exit, Request, Resize, Signal, Started, Stderr, Stdin, StdinEof, Stdout,
-        };
-        [
-            Auth, Request, Stdin, StdinEof, Signal, Resize, Started, Stdout, Stderr, Exit, Error,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        use Kind::{Auth, Error, Exit, Request, Resize, Signal, Started, Stderr, Stdin, StdinEof, Stdout};
+        [Auth, Request, Stdin, StdinEof, Signal, Resize, Started, Stdout, Stderr, Exit, Error]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -81,14 +77,9 @@ fn invalid(what: impl Into<String>) -> io::Error {
 /// # Errors
 /// The writer's, and `InvalidInput` for a payload over [`MAX_PAYLOAD`].
 pub fn write_frame(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(payload.len())
-        .ok()
-        .filter(|_| payload.len() <= MAX_PAYLOAD);
+    let length = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= MAX_PAYLOAD);
     let Some(length) = length else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "frame over the size limit",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "frame over the size limit"));
     };
     let mut frame = Vec::with_capacity(payload.len() + 5);
     frame.push(kind as u8);
@@ -111,15 +102,12 @@ pub fn read_frame(from: &mut impl Read) -> io::Result<Option<Frame>> {
             Err(e) => return Err(e),
         }
     }
-    let kind = Kind::from_byte(kind[0])
-        .ok_or_else(|| invalid(format!("unknown frame kind {}", kind[0])))?;
+    let kind = Kind::from_byte(kind[0]).ok_or_else(|| invalid(format!("unknown frame kind {}", kind[0])))?;
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length) as usize;
     if length > MAX_PAYLOAD {
-        return Err(invalid(format!(
-            "frame of {length} bytes is over the limit of {MAX_PAYLOAD}"
-        )));
+        return Err(invalid(format!("frame of {length} bytes is over the limit of {MAX_PAYLOAD}")));
     }
     let mut payload = vec![0; length];
     from.read_exact(&mut payload)?;
@@ -138,19 +126,14 @@ struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, length: usize) -> io::Result<&'a [u8]> {
-        let (head, tail) = self
-            .0
-            .split_at_checked(length)
-            .ok_or_else(|| invalid("request ends early"))?;
+        let (head, tail) = self.0.split_at_checked(length).ok_or_else(|| invalid("request ends early"))?;
         self.0 = tail;
         Ok(head)
     }
 
     fn number(&mut self) -> io::Result<usize> {
         let bytes = self.take(4)?;
-        Ok(bytes
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+        Ok(bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
     }
 
     fn half(&mut self) -> io::Result<u16> {
@@ -161,9 +144,7 @@ impl<'a> Cursor<'a> {
     fn list(&mut self) -> io::Result<Vec<Vec<u8>>> {
         let count = self.number()?;
         if count > MAX_ITEMS {
-            return Err(invalid(format!(
-                "{count} items are over the limit of {MAX_ITEMS}"
-            )));
+            return Err(invalid(format!("{count} items are over the limit of {MAX_ITEMS}")));
         }
         let mut items = Vec::new();
         for _ in 0..count {
@@ -207,11 +188,7 @@ impl Request {
         if argv.first().is_none_or(Vec::is_empty) {
             return Err(invalid("a request without a program"));
         }
-        Ok(Self {
-            argv,
-            env,
-            terminal: terminal.then_some(size),
-        })
+        Ok(Self { argv, env, terminal: terminal.then_some(size) })
     }
 }
 
@@ -246,12 +223,7 @@ mod tests {
 
     fn request() -> Request {
         Request {
-            argv: vec![
-                b"sh".to_vec(),
-                b"-c".to_vec(),
-                b"exit 3".to_vec(),
-                Vec::new(),
-            ],
+            argv: vec![b"sh".to_vec(), b"-c".to_vec(), b"exit 3".to_vec(), Vec::new()],
             env: vec![b"A=b c".to_vec()],
             terminal: Some((24, 80)),
         }
@@ -260,10 +232,7 @@ mod tests {
     #[test]
     fn a_request_survives_the_wire() {
         assert_eq!(Request::decode(&request().encode()).unwrap(), request());
-        let plain = Request {
-            terminal: None,
-            ..request()
-        };
+        let plain = Request { terminal: None, ..request() };
         assert_eq!(Request::decode(&plain.encode()).unwrap(), plain);
     }
 
@@ -271,10 +240,7 @@ mod tests {
     fn every_cut_request_is_refused() {
         let whole = request().encode();
         for length in 0..whole.len() {
-            assert!(
-                Request::decode(&whole[..length]).is_err(),
-                "cut at {length}"
-            );
+            assert!(Request::decode(&whole[..length]).is_err(), "cut at {length}");
         }
         assert!(Request::decode(&[&whole[..], b"x"].concat()).is_err());
     }
@@ -282,10 +248,7 @@ mod tests {
     #[test]
     fn a_request_without_a_program_is_refused() {
         assert!(Request::decode(&Request::default().encode()).is_err());
-        let nul = Request {
-            argv: vec![b"a\0b".to_vec()],
-            ..Request::default()
-        };
+        let nul = Request { argv: vec![b"a\0b".to_vec()], ..Request::default() };
         assert!(Request::decode(&nul.encode()).is_err());
     }
 
@@ -293,10 +256,7 @@ mod tests {
     fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
         let mut bytes = vec![Kind::Stdin as u8];
         bytes.extend_from_slice(&u32::MAX.to_be_bytes());
-        assert_eq!(
-            read_frame(&mut &bytes[..]).unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
+        assert_eq!(read_frame(&mut &bytes[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert!(write_frame(&mut Vec::new(), Kind::Stdin, &vec![0; MAX_PAYLOAD + 1]).is_err());
     }
 

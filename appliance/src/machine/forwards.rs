@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -99,7 +101,7 @@ impl Forwards {
                 self.refused.remove(port);
                 self.active.insert(port.clone());
             } else {
-                self.refused.insert(port.clone(), said);
+                self.refused.insert(port.clone(), reason(port).unwrap_or(said));
             }
         }
         Ok(())
@@ -112,6 +114,24 @@ fn address(port: &Port) -> String {
         Protocol::Udp => "udp",
     };
     format!("{protocol}:127.0.0.1:{}", port.number)
+}
+
+/// Why this computer does not give the port away: QEMU says only that it got none.
+fn reason(port: &Port) -> Option<String> {
+    let address = (Ipv4Addr::LOCALHOST, port.number);
+    let error = match port.protocol {
+        Protocol::Tcp => TcpListener::bind(address).err(),
+        Protocol::Udp => UdpSocket::bind(address).err(),
+    }?;
+    Some(match error.kind() {
+        ErrorKind::AddrInUse => {
+            "another program of this computer has it (`ss -lntup`): end that, then restart the container".into()
+        }
+        ErrorKind::PermissionDenied => {
+            "only root may open it (see the sysctl net.ipv4.ip_unprivileged_port_start)".into()
+        }
+        _ => error.to_string(),
+    })
 }
 
 /// Watches until `changed` says that nobody listens (false). It is given the ports that answer, and what could not be forwarded.
@@ -133,8 +153,9 @@ pub fn watch(client: &Client, qmp: &Mutex<Qmp>, mut changed: impl FnMut(Vec<Stri
             }
             let active = forwards.active.iter().map(Port::to_string).collect();
             let notes = forwards.refused.iter();
-            let notes =
-                notes.map(|(port, why)| format!("port {port} is not forwarded to this computer: {why}")).collect();
+            let notes = notes
+                .map(|(port, why)| format!("published port {port} does not answer on this computer: {why}"))
+                .collect();
             Ok(changed(active, notes))
         };
         // A list that cannot be read ends this stream, and the next one begins with a list.
@@ -168,6 +189,15 @@ mod tests {
             {"PrivatePort":53,"PublicPort":53,"Type":"udp"},{"PublicPort":9,"Type":"sctp"}]},{"Ports":null},{}]"#;
         assert_eq!(ports(list), ["tcp:8080", "udp:53"]);
         assert!(published(b"{}").is_err());
+    }
+
+    #[test]
+    fn a_port_that_another_program_has_is_told() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = Port { protocol: Protocol::Tcp, number: taken.local_addr().unwrap().port() };
+        assert!(reason(&port).unwrap().contains("another program"));
+        drop(taken);
+        assert_eq!(reason(&port), None);
     }
 
     #[test]

@@ -241,6 +241,7 @@ fn wait(dir: &StateDir, supervised: &mut Supervised, started: Instant) -> Result
                 report.end(&step, "done", since.elapsed());
                 return Ok(true);
             }
+            Event::Message(Message::Note(text)) => report.line(&format!("  note: {text}")),
             Event::Message(Message::Failed(why)) => bail!("{why}"),
             Event::Message(Message::Ended(why)) => {
                 let _ = supervised.child.wait();
@@ -291,7 +292,7 @@ fn stay(mut supervised: Supervised) -> Result<()> {
                 drop(supervised.leash.take());
                 return finish(supervised);
             }
-            Event::Message(Message::Ended(why)) => say(&why),
+            Event::Message(Message::Ended(why) | Message::Note(why)) => say(&why),
             Event::Message(_) => {}
             Event::SupervisorGone => {
                 let status = supervised.child.wait().context("cannot wait for the supervisor")?;

@@ -41,6 +41,8 @@ pub enum Message {
     Step(String),
     /// The zone answers.
     Ready,
+    /// Something that does not work, without which the zone goes on.
+    Note(String),
     /// The zone does not answer; the machine still runs.
     Failed(String),
     /// The machine could not be started, or ended by itself; the supervisor ends too.
@@ -73,6 +75,8 @@ struct Supervisor {
     cancel: Option<Sender<()>>,
     door_answered: bool,
     stop_until: Option<Instant>,
+    /// Those of the notes that are about ports.
+    refused: Vec<String>,
 }
 
 /// Runs the zone that `plan.json` describes until its machine ends.
@@ -124,6 +128,7 @@ fn start(dir: StateDir, leash: bool) -> Result<()> {
         cancel: None,
         door_answered: false,
         stop_until: None,
+        refused: Vec::new(),
     };
     supervisor.run(&inbox)
 }
@@ -226,6 +231,7 @@ impl Supervisor {
 
     fn note(&mut self, text: String) {
         super::report::say(&text);
+        tell(&Message::Note(text.clone()));
         self.zone.notes.push(text);
     }
 
@@ -255,9 +261,17 @@ impl Supervisor {
                 self.save();
                 tell(&Message::Failed(text));
             }
-            Event::Forwards(published, notes) => {
+            Event::Forwards(published, refused) => {
                 self.zone.published = published;
-                self.zone.notes = notes;
+                let before = std::mem::replace(&mut self.refused, refused);
+                self.zone.notes.retain(|note| !before.contains(note));
+                for text in self.refused.clone() {
+                    if before.contains(&text) {
+                        self.zone.notes.push(text);
+                    } else {
+                        self.note(text);
+                    }
+                }
             }
             Event::QemuEnded(_) => {}
         }
