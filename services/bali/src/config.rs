@@ -50,11 +50,8 @@ mod tests {
 
     #[test]
     fn arguments_of_the_caller_replace_cmd_but_not_the_entrypoint() {
-        let config = ImageConfig {
-            entrypoint: vec!["/bin/a".into()],
-            cmd: vec!["--default".into()],
-            ..ImageConfig::default()
-        };
+        let config =
+            ImageConfig { entrypoint: vec!["/bin/a".into()], cmd: vec!["--default".into()], ..ImageConfig::default() };
         assert_eq!(config.command(&[]), ["/bin/a", "--default"]);
         assert_eq!(config.command(&["x".into()]), ["/bin/a", "x"]);
     }

@@ -34,7 +34,14 @@ struct DockerConfig {
 pub fn build(dir: &Path) -> Result<Built> {
     let tool = ["docker", "podman"]
         .into_iter()
-        .find(|tool| Command::new(tool).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success()))
+        .find(|tool| {
+            Command::new(tool)
+                .arg("version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|s| s.success())
+        })
         .ok_or_else(|| {
             Error::Invalid(format!(
                 "{}: only FROM scratch is built without a container engine; neither docker nor podman answers here",
@@ -43,8 +50,8 @@ pub fn build(dir: &Path) -> Result<Built> {
         })?;
     let image = run(Command::new(tool).args(["build", "-q"]).arg(dir))?;
     let config = run(Command::new(tool).args(["image", "inspect", "--format", "{{json .Config}}", &image]))?;
-    let config: DockerConfig =
-        serde_json::from_str(&config).map_err(|e| Error::Invalid(format!("cannot read {tool}'s description of {image}: {e}")))?;
+    let config: DockerConfig = serde_json::from_str(&config)
+        .map_err(|e| Error::Invalid(format!("cannot read {tool}'s description of {image}: {e}")))?;
     let root = tempfile::tempdir().map_err(Error::file("make a folder in", std::env::temp_dir()))?;
     let container = run(Command::new(tool).args(["create", &image, "/"]))?;
     let unpacked = export(tool, &container, root.path());

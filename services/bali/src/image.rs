@@ -66,8 +66,13 @@ impl Image {
         let mut file = source.fetch()?;
         let (header, hash) = read_and_hash(&name, &mut file)?;
         keys.verify(&name, &header.key_id, &hash, &header.signature)?;
-        let mut image =
-            Self { name, id: content_id(&hash), key_id: hex(&header.key_id[..8]), file, config: ImageConfig::default() };
+        let mut image = Self {
+            name,
+            id: content_id(&hash),
+            key_id: hex(&header.key_id[..8]),
+            file,
+            config: ImageConfig::default(),
+        };
         image.config = image.read_config()?;
         Ok(image)
     }
@@ -115,7 +120,8 @@ impl Image {
             }
             let path = entry.path_bytes().into_owned();
             let shown = String::from_utf8_lossy(&path).into_owned();
-            let bad = |reason: &str| Error::BadEntry { name: self.name.clone(), entry: shown.clone(), reason: reason.into() };
+            let bad =
+                |reason: &str| Error::BadEntry { name: self.name.clone(), entry: shown.clone(), reason: reason.into() };
             let path = check_path(&path).map_err(bad)?;
             if entries == 1 {
                 if path != CONFIG_PATH {
@@ -172,7 +178,8 @@ fn content(name: &str, source: io::Error) -> Error {
 fn read_and_hash(name: &str, file: &mut File) -> Result<(Header, [u8; 32])> {
     let mut head = Vec::new();
     file.take(HEADER_BYTES as u64).read_to_end(&mut head).map_err(|e| content(name, e))?;
-    let header = Header::decode(&head).map_err(|reason| Error::NotAnImage { name: name.into(), reason: reason.into() })?;
+    let header =
+        Header::decode(&head).map_err(|reason| Error::NotAnImage { name: name.into(), reason: reason.into() })?;
     let mut hash = Sha256::new();
     io::copy(file, &mut hash).map_err(|e| content(name, e))?;
     Ok((header, hash.finalize().into()))
@@ -199,7 +206,9 @@ fn check_kind<R: Read>(path: &str, entry: &tar::Entry<'_, R>) -> Result<Kind, &'
         return Err("it is setuid, setgid or sticky");
     }
     let link = || match entry.link_name_bytes() {
-        Some(bytes) if bytes.len() <= PATH_MAX_BYTES => String::from_utf8(bytes.into_owned()).map_err(|_| "its link is not UTF-8"),
+        Some(bytes) if bytes.len() <= PATH_MAX_BYTES => {
+            String::from_utf8(bytes.into_owned()).map_err(|_| "its link is not UTF-8")
+        }
         _ => Err("its link is missing or too long"),
     };
     match entry.header().entry_type() {
@@ -207,7 +216,11 @@ fn check_kind<R: Read>(path: &str, entry: &tar::Entry<'_, R>) -> Result<Kind, &'
         EntryType::Regular | EntryType::Continuous => Ok(Kind::File { mode, len: entry.size() }),
         EntryType::Symlink => {
             let target = link()?;
-            if stays_inside(path, &target) { Ok(Kind::Symlink { target }) } else { Err("the symbolic link leaves the root") }
+            if stays_inside(path, &target) {
+                Ok(Kind::Symlink { target })
+            } else {
+                Err("the symbolic link leaves the root")
+            }
         }
         EntryType::Link => Ok(Kind::HardLink { first: check_path(link()?.as_bytes())? }),
         EntryType::Char | EntryType::Block => Err("it is a device node"),

@@ -34,7 +34,8 @@ fn compress(tree: &Tree, config: &ImageConfig) -> Result<Vec<u8>> {
     let memory = |e: io::Error| Error::Content { name: "the image to be packed".into(), source: e };
     let sink = Checksummed { crc: Crc::new(), inner: DeflateEncoder::new(Vec::new(), Compression::new(6)) };
     let mut tar = tar::Builder::new(sink);
-    let json = serde_json::to_vec(config).map_err(|e| Error::Invalid(format!("cannot encode the configuration: {e}")))?;
+    let json =
+        serde_json::to_vec(config).map_err(|e| Error::Invalid(format!("cannot encode the configuration: {e}")))?;
     append(&mut tar, EntryType::Regular, CONFIG_PATH, 0o644, json.len() as u64, json.as_slice()).map_err(memory)?;
     for (path, node) in &tree.nodes {
         if path == ".bali" || path.starts_with(".bali/") {
@@ -52,7 +53,9 @@ fn compress(tree: &Tree, config: &ImageConfig) -> Result<Vec<u8>> {
 fn add<W: Write>(tar: &mut tar::Builder<W>, path: &str, node: &Node) -> Result<()> {
     let failed = Error::file("pack", path);
     match node {
-        Node::Dir { mode } => append(tar, EntryType::Directory, &format!("{path}/"), *mode, 0, io::empty()).map_err(failed),
+        Node::Dir { mode } => {
+            append(tar, EntryType::Directory, &format!("{path}/"), *mode, 0, io::empty()).map_err(failed)
+        }
         Node::File { source, mode } => {
             let (file, len) = open(source).map_err(Error::file("read", source))?;
             append(tar, EntryType::Regular, path, *mode, len, file).map_err(failed)
@@ -60,7 +63,9 @@ fn add<W: Write>(tar: &mut tar::Builder<W>, path: &str, node: &Node) -> Result<(
         Node::Symlink { target } => {
             tar.append_link(&mut header(EntryType::Symlink, 0o777, 0), path, target).map_err(failed)
         }
-        Node::HardLink { first } => tar.append_link(&mut header(EntryType::Link, 0o644, 0), path, first).map_err(failed),
+        Node::HardLink { first } => {
+            tar.append_link(&mut header(EntryType::Link, 0o644, 0), path, first).map_err(failed)
+        }
     }
 }
 
@@ -87,7 +92,14 @@ impl<R: Read> Read for Exactly<R> {
     }
 }
 
-fn append<W: Write, R: Read>(tar: &mut tar::Builder<W>, kind: EntryType, path: &str, mode: u32, len: u64, data: R) -> io::Result<()> {
+fn append<W: Write, R: Read>(
+    tar: &mut tar::Builder<W>,
+    kind: EntryType,
+    path: &str,
+    mode: u32,
+    len: u64,
+    data: R,
+) -> io::Result<()> {
     tar.append_data(&mut header(kind, mode, len), path, data)
 }
 

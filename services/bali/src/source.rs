@@ -40,7 +40,8 @@ impl Source {
             return Ok(Self::Http { authority, path: format!("/{path}") });
         }
         if text.contains("://") {
-            let reason = "only http: is known; the signature protects the content, so fetch it over http: or to a file".into();
+            let reason =
+                "only http: is known; the signature protects the content, so fetch it over http: or to a file".into();
             return Err(Error::Fetch { name: text.into(), reason });
         }
         if text.contains('/') || text.ends_with(".tar.gz") {
@@ -130,10 +131,7 @@ mod tests {
         assert_eq!(parse("vpc").unwrap(), Source::Path("/s/vpc.tar.gz".into()));
         assert_eq!(parse("./vpc").unwrap(), Source::Path("./vpc".into()));
         assert_eq!(parse("vpc.tar.gz").unwrap(), Source::Path("vpc.tar.gz".into()));
-        assert_eq!(
-            parse("http://h:1/a/b").unwrap(),
-            Source::Http { authority: "h:1".into(), path: "/a/b".into() }
-        );
+        assert_eq!(parse("http://h:1/a/b").unwrap(), Source::Http { authority: "h:1".into(), path: "/a/b".into() });
         assert!(parse("https://h/a").is_err());
         assert!(parse("a b").is_err());
     }

@@ -136,7 +136,10 @@ impl Tree {
             };
             Node::File { source: source.to_owned(), mode }
         } else {
-            return Err(Error::Invalid(format!("{} is a device, socket or pipe: an image holds none", source.display())));
+            return Err(Error::Invalid(format!(
+                "{} is a device, socket or pipe: an image holds none",
+                source.display()
+            )));
         };
         self.nodes.insert(path.to_owned(), node);
         Ok(())
@@ -203,7 +206,11 @@ fn relative(path: &str, target: &Path) -> Result<String> {
         None => text.to_owned(),
     };
     let text = if text.is_empty() { ".".to_owned() } else { text };
-    if stays_inside(path, &text) { Ok(text) } else { Err(Error::Invalid(format!("the link /{path} → {text} leaves the root"))) }
+    if stays_inside(path, &text) {
+        Ok(text)
+    } else {
+        Err(Error::Invalid(format!("the link /{path} → {text} leaves the root")))
+    }
 }
 
 /// Whether a symbolic link at `path` that says `target` stays below the root, by its text alone.

@@ -47,7 +47,8 @@ fn one(root: BorrowedFd<'_>, path: &str, kind: &Kind, data: &mut dyn Read) -> io
     match kind {
         Kind::Dir { mode } => {
             make_dir(root, path)?;
-            let dir = openat2(&parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), WALK)?;
+            let dir =
+                openat2(&parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), WALK)?;
             File::from(dir).set_permissions(Permissions::from_mode(*mode))
         }
         Kind::File { mode, len } => {

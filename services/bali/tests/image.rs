@@ -107,10 +107,7 @@ fn the_same_content_gives_the_same_bytes_and_any_tar_opens_them() {
     assert_eq!(bench.check(&path).unwrap(), 4);
     let listed = std::process::Command::new("tar").arg("tzf").arg(&path).output().unwrap();
     assert!(listed.status.success());
-    assert_eq!(
-        String::from_utf8(listed.stdout).unwrap(),
-        ".bali/config.json\nbin/\nbin/app\npage/\npage/index.html\n"
-    );
+    assert_eq!(String::from_utf8(listed.stdout).unwrap(), ".bali/config.json\nbin/\nbin/app\npage/\npage/index.html\n");
 }
 
 #[test]

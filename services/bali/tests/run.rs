@@ -25,7 +25,15 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("keys")).unwrap();
-        assert!(Command::new(BALI).args(["keygen", "-o"]).arg(at("keys/k")).stdout(Stdio::null()).status().unwrap().success());
+        assert!(
+            Command::new(BALI)
+                .args(["keygen", "-o"])
+                .arg(at("keys/k"))
+                .stdout(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        );
         std::fs::create_dir(at("context")).unwrap();
         std::fs::copy(BALI, at("context/bali")).unwrap();
         std::fs::write(at("context/greeting"), "hello\n").unwrap();
@@ -54,7 +62,14 @@ impl Bench {
 
     fn run(&self, options: &[&str], args: &[&str]) -> Command {
         let mut command = Command::new(BALI);
-        command.arg("run").arg("--keys").arg(self.dir.path().join("keys")).args(options).arg(self.image()).arg("--").args(args);
+        command
+            .arg("run")
+            .arg("--keys")
+            .arg(self.dir.path().join("keys"))
+            .args(options)
+            .arg(self.image())
+            .arg("--")
+            .args(args);
         command.env_remove("NOTIFY_SOCKET");
         command
     }
@@ -69,18 +84,15 @@ fn said(output: &Output) -> String {
 fn the_payload_sees_the_image_and_its_own_environment() {
     let Some(bench) = Bench::shell() else { return };
     let script = "cat /greeting; echo $FROM_IMAGE $SET_BY_BOTH $INHERITED; pwd; ls /";
-    let output = bench
-        .run(&["--host-usr"], &[script])
-        .env("SET_BY_BOTH", "caller")
-        .env("INHERITED", "yes")
-        .output()
-        .unwrap();
+    let output =
+        bench.run(&["--host-usr"], &[script]).env("SET_BY_BOTH", "caller").env("INHERITED", "yes").output().unwrap();
     assert_eq!(said(&output), "hello\n1 caller yes\n/\nbin\ndev\netc\ngreeting\nlib\nlib64\nproc\nsbin\ntmp\nusr");
 }
 
 #[test]
 fn a_static_program_needs_nothing_of_the_host() {
-    let Some(bench) = Bench::new("COPY --chmod=0755 bali /bin/bali\nENTRYPOINT [\"/bin/bali\"]\nCMD [\"--version\"]\n") else {
+    let Some(bench) = Bench::new("COPY --chmod=0755 bali /bin/bali\nENTRYPOINT [\"/bin/bali\"]\nCMD [\"--version\"]\n")
+    else {
         return;
     };
     assert!(said(&bench.run(&[], &[]).output().unwrap()).starts_with("bali "));
@@ -132,7 +144,10 @@ fn signals_reach_the_payload_which_has_our_process_id() {
 fn nothing_stays_mounted_and_the_hosts_files_are_out_of_sight() {
     let Some(bench) = Bench::shell() else { return };
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let output = bench.run(&["--host-usr"], &["cut -d' ' -f5 /proc/self/mountinfo; ls /root /home 2>/dev/null || true"]).output().unwrap();
+    let output = bench
+        .run(&["--host-usr"], &["cut -d' ' -f5 /proc/self/mountinfo; ls /root /home 2>/dev/null || true"])
+        .output()
+        .unwrap();
     let mut mounts: Vec<String> = said(&output).lines().map(str::to_owned).collect();
     // The host's own mounts below /usr and /etc are shown with them.
     mounts.retain(|m| !m.starts_with("/usr/") && !m.starts_with("/etc/"));
@@ -213,7 +228,13 @@ fn a_later_mount_of_the_host_appears_below_a_bind() {
     let fifo = bench.dir.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let inner = bench.run(
-        &["--host-usr", "--bind", &format!("{}:/outer", outer.display()), "--bind", &format!("{}:/fifo", fifo.display())],
+        &[
+            "--host-usr",
+            "--bind",
+            &format!("{}:/outer", outer.display()),
+            "--bind",
+            &format!("{}:/fifo", fifo.display()),
+        ],
         &[payload],
     );
     let mut command = Command::new("unshare");

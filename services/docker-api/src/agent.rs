@@ -28,7 +28,8 @@ pub async fn send(socket: &Path, request: Request<Body>) -> Result<Response<Inco
         Ok(stream) => stream.map_err(|e| what(&e))?,
         Err(_) => return Err(what(&"no connection within 10 seconds")),
     };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| what(&e))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| what(&e))?;
     tokio::spawn(connection.with_upgrades());
     sender.send_request(request).await.map_err(|e| what(&e))
 }
@@ -79,7 +80,9 @@ pub async fn upgrade(socket: &Path, mut request: Request<Body>) -> Result<Upgrad
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Upgrade::Refused(response.map(Body::new).into_response()));
     }
-    let raw = hyper::upgrade::on(response).await.map_err(|e| Failure::internal(format!("the agent broke the connection: {e}")))?;
+    let raw = hyper::upgrade::on(response)
+        .await
+        .map_err(|e| Failure::internal(format!("the agent broke the connection: {e}")))?;
     Ok(Upgrade::Raw(TokioIo::new(raw)))
 }
 

@@ -145,8 +145,23 @@ impl Events {
 /// 400 for wrong parameters.
 pub async fn events(State(app): State<Arc<App>>, params: Params) -> Result<Response> {
     const ALLOWED: [&str; 17] = [
-        "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type",
-        "volume", "label!", "reference", "health",
+        "config",
+        "container",
+        "daemon",
+        "event",
+        "image",
+        "label",
+        "network",
+        "node",
+        "plugin",
+        "scope",
+        "secret",
+        "service",
+        "type",
+        "volume",
+        "label!",
+        "reference",
+        "health",
     ];
     let filters = params.filters(&ALLOWED)?;
     let since = params.get("since").map(parse_time).transpose()?;
@@ -154,13 +169,16 @@ pub async fn events(State(app): State<Arc<App>>, params: Params) -> Result<Respo
     let (past, mut live) = app.events.subscribe();
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(64);
     tokio::spawn(async move {
-        let wanted = |m: &Message| m.matches(&filters) && since.is_none_or(|s| m.time_nano >= s) && until.is_none_or(|u| m.time_nano <= u);
+        let wanted = |m: &Message| {
+            m.matches(&filters) && since.is_none_or(|s| m.time_nano >= s) && until.is_none_or(|u| m.time_nano <= u)
+        };
         for message in past.iter().filter(|m| since.is_some() && wanted(m)) {
             if sender.send(Ok(line(message))).await.is_err() {
                 return;
             }
         }
-        let deadline = until.map_or(std::time::Duration::MAX, |u| std::time::Duration::from_nanos(u.saturating_sub(now_ns())));
+        let deadline =
+            until.map_or(std::time::Duration::MAX, |u| std::time::Duration::from_nanos(u.saturating_sub(now_ns())));
         let end = tokio::time::sleep(deadline.min(std::time::Duration::from_secs(365 * 86400)));
         tokio::pin!(end);
         loop {
@@ -176,7 +194,9 @@ pub async fn events(State(app): State<Arc<App>>, params: Params) -> Result<Respo
                     }
                 }
                 Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "a client reads events too slowly"),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "a client reads events too slowly");
+                }
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
@@ -228,7 +248,9 @@ pub fn of_pod(world: &World, old: Option<&Resource<Pod>>, new: Option<&Resource<
         if before.paused != after.paused {
             messages.push(Message::container(spec, if after.paused { "pause" } else { "unpause" }, &[]));
         }
-        if let Some(was) = old.and_then(|o| o.spec.containers.iter().find(|c| c.id == spec.id)).filter(|c| c.name != spec.name) {
+        if let Some(was) =
+            old.and_then(|o| o.spec.containers.iter().find(|c| c.id == spec.id)).filter(|c| c.name != spec.name)
+        {
             messages.push(Message::container(spec, "rename", &[("oldName", format!("/{}", was.name))]));
         }
     }
@@ -240,7 +262,11 @@ fn of_endpoints(world: &World, pod: &Resource<Pod>, action: &str) -> Vec<Message
     networks
         .filter_map(|id| world.networks.get(id.as_str()))
         .map(|network| {
-            let attributes = [("container", pod.meta.name.clone()), ("name", network.spec.name.clone()), ("type", network.spec.driver.clone())];
+            let attributes = [
+                ("container", pod.meta.name.clone()),
+                ("name", network.spec.name.clone()),
+                ("type", network.spec.driver.clone()),
+            ];
             Message::new("network", action, &network.meta.name, owned(&attributes))
         })
         .collect()
@@ -279,8 +305,11 @@ pub fn of_image(old: Option<&Resource<Image>>, new: Option<&Resource<Image>>) ->
     let tags = |image: Option<&Resource<Image>>| image.map(|i| i.spec.tags.clone()).unwrap_or_default();
     let (before, after) = (tags(old), tags(new));
     let Some(image) = new.or(old) else { return Vec::new() };
-    let message = |action: &str, name: &str| Message::new("image", action, &image.meta.name, owned(&[("name", familiar(name).to_owned())]));
-    let mut messages: Vec<Message> = before.iter().filter(|t| !after.contains(t)).map(|t| message("untag", t)).collect();
+    let message = |action: &str, name: &str| {
+        Message::new("image", action, &image.meta.name, owned(&[("name", familiar(name).to_owned())]))
+    };
+    let mut messages: Vec<Message> =
+        before.iter().filter(|t| !after.contains(t)).map(|t| message("untag", t)).collect();
     messages.extend(after.iter().filter(|t| !before.contains(t)).map(|t| message("tag", t)));
     if new.is_none() {
         messages.push(message("delete", &image.meta.name));

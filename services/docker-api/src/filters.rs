@@ -115,8 +115,12 @@ impl Filters {
     pub fn flag(&self, name: &str) -> Result<Option<bool>> {
         match self.values(name) {
             [] => Ok(None),
-            values if values.iter().all(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "t")) => Ok(Some(true)),
-            values if values.iter().all(|v| matches!(v.to_ascii_lowercase().as_str(), "0" | "false" | "f")) => Ok(Some(false)),
+            values if values.iter().all(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "t")) => {
+                Ok(Some(true))
+            }
+            values if values.iter().all(|v| matches!(v.to_ascii_lowercase().as_str(), "0" | "false" | "f")) => {
+                Ok(Some(false))
+            }
             values => Err(Failure::invalid(format!("invalid filter '{name}={values:?}'"))),
         }
     }
@@ -144,7 +148,11 @@ impl Filters {
 /// # Errors
 /// 400 when it is none of these.
 pub fn parse_time(text: &str) -> Result<u64> {
-    let wrong = || Failure::invalid(format!("invalid time \"{text}\": expected seconds since the epoch, RFC 3339 or a duration like 10m"));
+    let wrong = || {
+        Failure::invalid(format!(
+            "invalid time \"{text}\": expected seconds since the epoch, RFC 3339 or a duration like 10m"
+        ))
+    };
     if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };

@@ -45,7 +45,9 @@ async fn search() -> Failure {
 }
 
 async fn build() -> Failure {
-    Failure::not_implemented("building images is not supported by this engine; build elsewhere and use docker load or docker pull")
+    Failure::not_implemented(
+        "building images is not supported by this engine; build elsewhere and use docker load or docker pull",
+    )
 }
 
 async fn commit() -> Failure {
@@ -83,7 +85,8 @@ pub fn find(world: &World, key: &str) -> Result<Arc<Resource<Image>>> {
     }
     if is_hex {
         let prefix = format!("sha256:{hex}");
-        let mut found = world.images.range(prefix.clone()..).map(|(_, i)| i).take_while(|i| i.meta.name.starts_with(&prefix));
+        let mut found =
+            world.images.range(prefix.clone()..).map(|(_, i)| i).take_while(|i| i.meta.name.starts_with(&prefix));
         if let Some(first) = found.next() {
             if found.next().is_some() {
                 return Err(Failure::invalid(format!("image ID prefix is ambiguous: {key}")));
@@ -124,7 +127,12 @@ async fn read(State(app): State<Arc<App>>, Path(rest): Path<String>, headers: He
 }
 
 /// `NAME/tag` or `NAME/push`.
-async fn write(State(app): State<Arc<App>>, Path(rest): Path<String>, params: Params, headers: HeaderMap) -> Result<Response> {
+async fn write(
+    State(app): State<Arc<App>>,
+    Path(rest): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Response> {
     match rest.rsplit_once('/') {
         Some((name, "tag")) => tag(&app, name, &params).await.map(IntoResponse::into_response),
         Some((name, "push")) => transfer::push(&app, name, &params, &headers).await,
@@ -225,8 +233,10 @@ async fn history(app: &App, name: &str) -> Result<Json<Value>> {
 async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>> {
     let filters = params.filters(&["before", "dangling", "label", "label!", "reference", "since", "until"])?;
     let world = app.store.world();
-    let time_of = |name: &str| filters.values(name).first().map(|k| find(&world, k).map(|i| created_seconds(&i))).transpose();
-    let (before, since, until, dangling) = (time_of("before")?, time_of("since")?, filters.until()?, filters.flag("dangling")?);
+    let time_of =
+        |name: &str| filters.values(name).first().map(|k| find(&world, k).map(|i| created_seconds(&i))).transpose();
+    let (before, since, until, dangling) =
+        (time_of("before")?, time_of("since")?, filters.until()?, filters.flag("dangling")?);
     let mut images: Vec<(i64, Value)> = Vec::new();
     for image in world.images.values() {
         let created = created_seconds(image);
@@ -298,7 +308,8 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 async fn tag(app: &App, name: &str, params: &Params) -> Result<StatusCode> {
-    let repo = params.get("repo").ok_or_else(|| Failure::invalid("invalid reference format: repository name is missing"))?;
+    let repo =
+        params.get("repo").ok_or_else(|| Failure::invalid("invalid reference format: repository name is missing"))?;
     let text = params.get("tag").map_or_else(|| repo.to_owned(), |tag| format!("{repo}:{tag}"));
     let reference = Reference::parse(&text)?;
     if reference.digest.is_some() {
@@ -345,9 +356,17 @@ mod tests {
             let spec = ImageSpec { tags: tags.iter().map(|t| (*t).to_owned()).collect(), repo_digests: Vec::new() };
             let config = json!({"architecture": "amd64", "os": "linux", "created": "2026-01-01T00:00:00Z", "config": {"Cmd": ["sh"]}});
             let meta = Meta { kind: "image".into(), name: id.clone(), ..Meta::default() };
-            (id, Arc::new(Resource { meta, spec, status: ImageStatus { config, ready: true, ..ImageStatus::default() } }))
+            (
+                id,
+                Arc::new(Resource {
+                    meta,
+                    spec,
+                    status: ImageStatus { config, ready: true, ..ImageStatus::default() },
+                }),
+            )
         };
-        let images = BTreeMap::from([image("a", &["docker.io/library/busybox:latest"]), image("b", &["quay.io/x/y:1"])]);
+        let images =
+            BTreeMap::from([image("a", &["docker.io/library/busybox:latest"]), image("b", &["quay.io/x/y:1"])]);
         World { images, ..World::default() }
     }
 
@@ -371,7 +390,14 @@ mod tests {
 
     #[test]
     fn patterns_match_names_with_and_without_tag() {
-        for (pattern, matching) in [("busybox", true), ("busybox:*", true), ("*", true), ("busy*:latest", true), ("alpine", false), ("b?sybox", true)] {
+        for (pattern, matching) in [
+            ("busybox", true),
+            ("busybox:*", true),
+            ("*", true),
+            ("busy*:latest", true),
+            ("alpine", false),
+            ("b?sybox", true),
+        ] {
             assert_eq!(reference_matches("busybox:latest", pattern), matching, "{pattern}");
         }
         assert!(!reference_matches("quay.io/x/y:1", "*"));

@@ -118,13 +118,15 @@ fn main() -> Result<()> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let config = Config::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     runtime.block_on(serve(config))
 }
 
 async fn serve(config: Config) -> Result<()> {
     let store = Store::new(zone::client::Client::new(&config.macro_socket));
-    let app = Arc::new(App { config: config.clone(), store, events: events::Events::default(), execs: Mutex::default() });
+    let app =
+        Arc::new(App { config: config.clone(), store, events: events::Events::default(), execs: Mutex::default() });
     let router = router(app.clone());
     let listener = listen::unix(&config.socket)?;
     tokio::spawn({
@@ -156,6 +158,11 @@ mod tests {
     /// An app that knows nothing and talks to nobody.
     pub fn app() -> App {
         let config = Config::parse_from(["docker-api"]);
-        App { store: Store::new(zone::client::Client::new("/nonexistent")), config, events: events::Events::default(), execs: Mutex::default() }
+        App {
+            store: Store::new(zone::client::Client::new("/nonexistent")),
+            config,
+            events: events::Events::default(),
+            execs: Mutex::default(),
+        }
     }
 }

@@ -8,12 +8,13 @@ use crate::errors::{Failure, Result};
 pub const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
 const ADJECTIVES: [&str; 24] = [
-    "brave", "calm", "clever", "bright", "eager", "fair", "gentle", "happy", "jolly", "keen", "kind", "lively", "mellow", "merry",
-    "neat", "patient", "proud", "quick", "quiet", "sharp", "steady", "swift", "warm", "wise",
+    "brave", "calm", "clever", "bright", "eager", "fair", "gentle", "happy", "jolly", "keen", "kind", "lively",
+    "mellow", "merry", "neat", "patient", "proud", "quick", "quiet", "sharp", "steady", "swift", "warm", "wise",
 ];
 const SURNAMES: [&str; 24] = [
-    "abel", "banach", "cantor", "curie", "dijkstra", "erdos", "euler", "fermat", "floyd", "galois", "gauss", "germain", "goedel", "hilbert",
-    "hopper", "huygens", "kepler", "knuth", "lovelace", "meitner", "noether", "ohm", "planck", "zuse",
+    "abel", "banach", "cantor", "curie", "dijkstra", "erdos", "euler", "fermat", "floyd", "galois", "gauss", "germain",
+    "goedel", "hilbert", "hopper", "huygens", "kepler", "knuth", "lovelace", "meitner", "noether", "ohm", "planck",
+    "zuse",
 ];
 
 /// Fills `bytes` from the system's random source.
@@ -134,7 +135,9 @@ impl Reference {
         let host = if host == "index.docker.io" { "docker.io" } else { host };
         if remainder.split('/').any(|part| !is_path_part(part)) {
             if remainder.chars().any(|c| c.is_ascii_uppercase()) {
-                return Err(Failure::invalid(format!("invalid reference format: repository name ({remainder}) must be lowercase")));
+                return Err(Failure::invalid(format!(
+                    "invalid reference format: repository name ({remainder}) must be lowercase"
+                )));
             }
             return Err(wrong());
         }

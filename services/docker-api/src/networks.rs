@@ -107,7 +107,8 @@ pub fn none_endpoint() -> Value {
 }
 
 fn pseudo(key: &str) -> Option<Value> {
-    let (name, driver, id) = PSEUDO.into_iter().find(|(name, _, id)| *name == key || (key.len() > 3 && id.starts_with(key)))?;
+    let (name, driver, id) =
+        PSEUDO.into_iter().find(|(name, _, id)| *name == key || (key.len() > 3 && id.starts_with(key)))?;
     Some(json!({
         "Name": name, "Id": id, "Created": names::ZERO_TIME, "Scope": "local", "Driver": driver, "EnableIPv4": true, "EnableIPv6": false,
         "IPAM": {"Driver": "default", "Options": null, "Config": null}, "Internal": false, "Attachable": false, "Ingress": false,
@@ -249,7 +250,9 @@ fn spec_of(request: Create) -> Result<NetworkSpec> {
         return Err(crate::system::no_swarm());
     }
     if driver != "bridge" {
-        return Err(Failure::not_found(format!("could not find plugin {driver} in v1 plugin registry: plugin not found (there is bridge)")));
+        return Err(Failure::not_found(format!(
+            "could not find plugin {driver} in v1 plugin registry: plugin not found (there is bridge)"
+        )));
     }
     if request.config_only == Some(true) {
         return Err(Failure::not_implemented("networks that only hold a configuration are not supported"));
@@ -262,7 +265,9 @@ fn spec_of(request: Create) -> Result<NetworkSpec> {
         .transpose()?;
     let subnet = text(first.and_then(|c| c.subnet.as_ref()));
     if let Some(subnet) = subnet.as_ref().filter(|s| !is_subnet(s)) {
-        return Err(Failure::invalid(format!("invalid subnet {subnet}: an address with a prefix length like 10.1.0.0/24 is wanted")));
+        return Err(Failure::invalid(format!(
+            "invalid subnet {subnet}: an address with a prefix length like 10.1.0.0/24 is wanted"
+        )));
     }
     Ok(NetworkSpec {
         name,
@@ -285,7 +290,8 @@ async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
     let request: Create = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let spec = spec_of(request)?;
     let id = names::new_id()?;
-    let operations = vec![Operation::create::<NetworkName>(&spec.name, &id, None)?, Operation::create::<Network>(&id, &spec, None)?];
+    let operations =
+        vec![Operation::create::<NetworkName>(&spec.name, &id, None)?, Operation::create::<Network>(&id, &spec, None)?];
     match app.store.transact(operations).await {
         Ok(()) => {}
         Err(error) if error.kind == ErrorKind::Conflict => {

@@ -34,7 +34,14 @@ pub fn running(app: &App, key: &str) -> Result<Container> {
 ///
 /// # Errors
 /// 409 when the container does not run, 503 when its agent does not answer.
-pub async fn to_agent(app: &App, container: &Container, method: &str, what: &str, query: Option<&str>, body: Body) -> Result<Response> {
+pub async fn to_agent(
+    app: &App,
+    container: &Container,
+    method: &str,
+    what: &str,
+    query: Option<&str>,
+    body: Body,
+) -> Result<Response> {
     let query = query.map(|q| format!("?{q}")).unwrap_or_default();
     let request = agent::request(method, &format!("/containers/{}/{what}{query}", container.id()), body)?;
     agent::pass(&app.agent_socket(container), request).await

@@ -128,7 +128,12 @@ impl World {
             return Err(absent());
         }
         if let Some(name) = self.names.get(key)
-            && let Some(found) = self.pods.get(name.spec.pod.as_str()).into_iter().flat_map(containers_of).find(|c| *c.id() == name.spec.container)
+            && let Some(found) = self
+                .pods
+                .get(name.spec.pod.as_str())
+                .into_iter()
+                .flat_map(containers_of)
+                .find(|c| *c.id() == name.spec.container)
         {
             return Ok(found);
         }
@@ -143,9 +148,7 @@ impl World {
     /// The container with this full id, also when it is gone; the flag says that it is.
     #[must_use]
     pub fn container_even_gone(&self, id: &ContainerId) -> Option<(Container, bool)> {
-        let by_id = |map: &Map<Pod>| {
-            map.get(id.as_str()).into_iter().flat_map(containers_of).find(|c| c.id() == id)
-        };
+        let by_id = |map: &Map<Pod>| map.get(id.as_str()).into_iter().flat_map(containers_of).find(|c| c.id() == id);
         by_id(&self.pods)
             .or_else(|| self.containers().find(|c| c.id() == id))
             .map(|c| (c, false))
@@ -230,7 +233,11 @@ type Change<K> = (Option<Arc<Resource<K>>>, Option<Arc<Resource<K>>>);
 /// Applies an event to its map and tells what was before and what is now; nothing when the event is older than what is known.
 fn change<K: Kind>(map: &mut Map<K>, event: &Event) -> Change<K> {
     let Some(resource) = event.resource::<K>() else {
-        tracing::warn!(kind = K::NAME, name = event.name(), "cannot decode a resource; is the state engine newer than this service?");
+        tracing::warn!(
+            kind = K::NAME,
+            name = event.name(),
+            "cannot decode a resource; is the state engine newer than this service?"
+        );
         return (None, None);
     };
     let name = resource.meta.name.clone();
@@ -295,7 +302,11 @@ impl Store {
     ///
     /// # Errors
     /// Those of the state engine.
-    pub async fn modify_spec<K: Kind>(&self, name: &str, change: impl FnMut(&mut K::Spec) -> bool) -> Result<Resource<K>, ApiError> {
+    pub async fn modify_spec<K: Kind>(
+        &self,
+        name: &str,
+        change: impl FnMut(&mut K::Spec) -> bool,
+    ) -> Result<Resource<K>, ApiError> {
         let written = self.client.modify_spec::<K>(name, change).await?;
         self.reach(written.meta.revision).await;
         Ok(written)

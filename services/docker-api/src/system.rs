@@ -27,7 +27,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/session", any(no_buildkit))
         .route("/grpc", any(no_buildkit));
     for path in ["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"] {
-        routes = routes.route(path, any(async || no_swarm())).route(&format!("{path}/{{*rest}}"), any(async || no_swarm()));
+        routes =
+            routes.route(path, any(async || no_swarm())).route(&format!("{path}/{{*rest}}"), any(async || no_swarm()));
     }
     routes
 }
@@ -189,7 +190,13 @@ mod tests {
     fn info_and_version_have_dockers_keys() {
         let golden: Value = serde_json::from_str(include_str!("../tests/golden/info-1.51.json")).unwrap();
         let app = crate::tests::app();
-        let absent = [".Containerd", ".Runtimes.runc", ".Runtimes.io.containerd.runc.v2", ".FirewallBackend.Info", ".RegistryConfig.IndexConfigs.127.0.0.1:5000"];
+        let absent = [
+            ".Containerd",
+            ".Runtimes.runc",
+            ".Runtimes.io.containerd.runc.v2",
+            ".FirewallBackend.Info",
+            ".RegistryConfig.IndexConfigs.127.0.0.1:5000",
+        ];
         let mut ours = describe_info(&app, &NodeStatus::default());
         // The runtimes are data.
         ours["Runtimes"] = json!({});

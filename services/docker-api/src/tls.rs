@@ -115,12 +115,18 @@ async fn reload(dir: PathBuf, config: Arc<RwLock<Arc<ServerConfig>>>) {
                 *config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
                 known = now;
             }
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot read the changed certificates; the old ones stay"),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "cannot read the changed certificates; the old ones stay");
+            }
         }
     }
 }
 
-async fn accept(tcp: TcpListener, config: Arc<RwLock<Arc<ServerConfig>>>, sender: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>) {
+async fn accept(
+    tcp: TcpListener,
+    config: Arc<RwLock<Arc<ServerConfig>>>,
+    sender: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };

@@ -41,14 +41,18 @@ pub async fn negotiate(mut request: Request, next: Next) -> Response {
     headers.insert("api-version", HeaderValue::from_static("1.51"));
     headers.insert("docker-experimental", HeaderValue::from_static("false"));
     headers.insert("ostype", HeaderValue::from_static("linux"));
-    headers.insert(header::SERVER, HeaderValue::from_static(concat!("Docker/28.5.2+kraudbox.", env!("CARGO_PKG_VERSION"), " (linux)")));
+    headers.insert(
+        header::SERVER,
+        HeaderValue::from_static(concat!("Docker/28.5.2+kraudbox.", env!("CARGO_PKG_VERSION"), " (linux)")),
+    );
     response
 }
 
 /// Errors of the framework get Docker's shape too.
 async fn explain(response: Response) -> Response {
     let status = response.status();
-    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
+    let json =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
     if json || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }

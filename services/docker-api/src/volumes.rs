@@ -40,12 +40,16 @@ pub fn check_driver(driver: &str) -> Result<()> {
     if ["local", "nfs", "lv2"].contains(&driver) {
         return Ok(());
     }
-    Err(Failure::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found (there are local, nfs and lv2)")))
+    Err(Failure::not_found(format!(
+        "error looking up volume plugin {driver}: plugin \"{driver}\" not found (there are local, nfs and lv2)"
+    )))
 }
 
 /// The containers that use a volume.
 pub fn users<'a>(world: &'a World, name: &'a str) -> impl Iterator<Item = Container> + 'a {
-    world.containers().filter(move |c| c.spec().mounts.iter().any(|m| matches!(m, Mount::Volume { volume, .. } if volume.as_str() == name)))
+    world.containers().filter(move |c| {
+        c.spec().mounts.iter().any(|m| matches!(m, Mount::Volume { volume, .. } if volume.as_str() == name))
+    })
 }
 
 /// Where a volume lies, as `inspect` says it.
@@ -139,7 +143,10 @@ async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
             app.store.barrier().await;
             let found = find(&app.store.world(), &name)?;
             if found.spec.driver != spec.driver {
-                return Err(Failure::conflict(format!("a volume with the name {name} already exists with the driver {}", found.spec.driver)));
+                return Err(Failure::conflict(format!(
+                    "a volume with the name {name} already exists with the driver {}",
+                    found.spec.driver
+                )));
             }
             found
         }
@@ -186,7 +193,11 @@ async fn update() -> Failure {
     crate::system::no_swarm()
 }
 
-async fn prune(State(app): State<Arc<App>>, version: crate::version::ApiVersion, params: Params) -> Result<Json<Value>> {
+async fn prune(
+    State(app): State<Arc<App>>,
+    version: crate::version::ApiVersion,
+    params: Params,
+) -> Result<Json<Value>> {
     let filters = params.filters(&["all", "label", "label!"])?;
     // Before 1.42 named volumes were pruned too.
     let all = filters.flag("all")?.unwrap_or(version < crate::version::ApiVersion(42));

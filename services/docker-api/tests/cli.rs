@@ -47,7 +47,8 @@ fn state_engine() -> PathBuf {
     let ours = PathBuf::from(env!("CARGO_BIN_EXE_docker-api"));
     let path = ours.with_file_name("kraud-macro");
     if !path.exists() {
-        let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "kraud-macro"]).status().unwrap();
+        let built =
+            Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "kraud-macro"]).status().unwrap();
         assert!(built.success(), "the state engine cannot be built");
     }
     path
@@ -78,7 +79,14 @@ impl Zone {
         let api = Command::new(env!("CARGO_BIN_EXE_docker-api"))
             .args(["--listen", "none"])
             .args([Path::new("--socket"), &path("docker.sock"), Path::new("--macro-socket"), &path("macro.sock")])
-            .args([Path::new("--pods-run"), &path("run"), Path::new("--pods-data"), &path("data"), Path::new("--images-socket"), &path("images.sock")])
+            .args([
+                Path::new("--pods-run"),
+                &path("run"),
+                Path::new("--pods-data"),
+                &path("data"),
+                Path::new("--images-socket"),
+                &path("images.sock"),
+            ])
             .stderr(std::fs::File::create(path("api.log")).unwrap())
             .spawn()
             .unwrap();
@@ -114,7 +122,13 @@ impl Zone {
     /// Runs docker, which has to fail with `code`, and gives its error.
     fn fails(&self, arguments: &[&str], code: i32) -> String {
         let output = self.docker(arguments, "");
-        assert_eq!(output.status.code(), Some(code), "docker {arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "docker {arguments:?}: {}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        );
         text(&output.stderr)
     }
 
@@ -222,8 +236,14 @@ impl Double {
             let state = (self.clone(), Arc::new(pod.clone()));
             let router = axum::Router::new()
                 .route("/containers/{id}/attach", post(attached))
-                .route("/containers/{id}/exec", post(async || (StatusCode::CREATED, axum::Json(json!({"Id": "e".repeat(64)})))))
-                .route("/containers/{id}/top", get(async || axum::Json(json!({"Titles": ["PID"], "Processes": [["7"]]}))))
+                .route(
+                    "/containers/{id}/exec",
+                    post(async || (StatusCode::CREATED, axum::Json(json!({"Id": "e".repeat(64)})))),
+                )
+                .route(
+                    "/containers/{id}/top",
+                    get(async || axum::Json(json!({"Titles": ["PID"], "Processes": [["7"]]}))),
+                )
                 .route("/exec/{id}/start", post(executed))
                 .route("/exec/{id}/json", get(async || axum::Json(json!({"Running": false, "ExitCode": 3}))))
                 .with_state(state);
@@ -265,14 +285,20 @@ impl Double {
         if !pod.spec.auto_remove {
             return;
         }
-        let mut operations = vec![Operation::delete::<Pod>(&pod.meta.name), Operation::delete::<ContainerName>(&pod.spec.containers[0].name)];
+        let mut operations = vec![
+            Operation::delete::<Pod>(&pod.meta.name),
+            Operation::delete::<ContainerName>(&pod.spec.containers[0].name),
+        ];
         operations.extend(pod.spec.endpoints.iter().map(|e| Operation::delete::<zone::endpoint::Endpoint>(e.as_str())));
         self.client.transact(operations).await.unwrap();
     }
 }
 
 /// What the agent does for `cat`: its input becomes its output, and its end the exit.
-async fn attached(State((double, pod)): State<(Arc<Double>, Arc<Resource<Pod>>)>, mut request: Request) -> impl IntoResponse {
+async fn attached(
+    State((double, pod)): State<(Arc<Double>, Arc<Resource<Pod>>)>,
+    mut request: Request,
+) -> impl IntoResponse {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let mut stream = TokioIo::new(upgrade.await.unwrap());
@@ -303,12 +329,19 @@ fn an_exec_carries_both_ways_and_tells_its_exit_code() {
     let zone = Zone::start();
     zone.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "60"]);
     let output = zone.docker(&["exec", "-i", "box", "cat"], "there and back\n");
-    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("there and back\n", Some(3)), "{}{}", text(&output.stderr), zone.log());
+    assert_eq!(
+        (text(&output.stdout).as_str(), output.status.code()),
+        ("there and back\n", Some(3)),
+        "{}{}",
+        text(&output.stderr),
+        zone.log()
+    );
     assert_eq!(zone.ok(&["top", "box"]).lines().collect::<Vec<_>>(), ["PID", "7"]);
     zone.ok(&["rm", "-f", "box"]);
     assert!(zone.fails(&["exec", "box", "true"], 1).contains("No such container: box"));
     let now = format!("{}.{:09}", now_ns() / 1_000_000_000, now_ns() % 1_000_000_000);
-    let events = zone.ok(&["events", "--since", "1h", "--until", &now, "--filter", "type=container", "--format", "{{.Action}}"]);
+    let events =
+        zone.ok(&["events", "--since", "1h", "--until", &now, "--filter", "type=container", "--format", "{{.Action}}"]);
     let actions: Vec<&str> = events.lines().collect();
     for action in ["create", "start", "exec_create: cat", "die", "destroy"] {
         assert!(actions.contains(&action), "{action}: {actions:?}");
@@ -319,7 +352,12 @@ fn an_exec_carries_both_ways_and_tells_its_exit_code() {
 fn a_run_shows_all_output_and_the_exit_code_and_leaves_nothing() {
     let zone = Zone::start();
     let output = zone.docker(&["run", "--rm", "busybox", "echo", "hello", "zone"], "");
-    assert_eq!((text(&output.stdout), text(&output.stderr)), ("hello zone\n".into(), "done\n".into()), "{}", zone.log());
+    assert_eq!(
+        (text(&output.stdout), text(&output.stderr)),
+        ("hello zone\n".into(), "done\n".into()),
+        "{}",
+        zone.log()
+    );
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(zone.fails(&["run", "--rm", "busybox", "false"], 1), "");
     assert!(zone.fails(&["run", "--rm", "busybox", "nope"], 127).contains("executable file not found in $PATH"));
@@ -331,9 +369,26 @@ fn a_run_shows_all_output_and_the_exit_code_and_leaves_nothing() {
 #[test]
 fn a_container_lives_from_create_to_remove() {
     let zone = Zone::start();
-    let id = zone.ok(&["run", "-d", "--name", "web", "-p", "8080:80", "-v", "data:/data", "-l", "a=b", "busybox", "sleep", "60"]);
+    let id = zone.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-p",
+        "8080:80",
+        "-v",
+        "data:/data",
+        "-l",
+        "a=b",
+        "busybox",
+        "sleep",
+        "60",
+    ]);
     assert_eq!(id.len(), 64);
-    assert_eq!(zone.ok(&["ps", "--filter", "label=a=b", "--format", "{{.Names}} {{.State}} {{.Image}}"]), "web running busybox");
+    assert_eq!(
+        zone.ok(&["ps", "--filter", "label=a=b", "--format", "{{.Names}} {{.State}} {{.Image}}"]),
+        "web running busybox"
+    );
     let format = "{{.State.Running}} {{.HostConfig.NetworkMode}} {{(index .Mounts 0).Name}} {{.Config.Env}}";
     assert_eq!(zone.ok(&["inspect", "--format", format, &id[..12]]), "true bridge data [PATH=/bin]");
     assert!(zone.fails(&["run", "--name", "web", "busybox"], 125).contains("is already in use by container"));
@@ -348,7 +403,10 @@ fn a_container_lives_from_create_to_remove() {
     zone.ok(&["rm", "site"]);
     zone.ok(&["volume", "rm", "data"]);
     assert!(zone.fails(&["inspect", "site"], 1).contains("No such object"));
-    let left = zone.runtime.block_on(Client::new(zone.dir.path().join("macro.sock")).list::<zone::endpoint::Endpoint>()).unwrap();
+    let left = zone
+        .runtime
+        .block_on(Client::new(zone.dir.path().join("macro.sock")).list::<zone::endpoint::Endpoint>())
+        .unwrap();
     assert!(left.items.is_empty(), "{:?}", left.items);
 }
 
@@ -371,7 +429,10 @@ fn what_is_not_there_is_said_in_dockers_words() {
     assert!(text(&missing.stderr).contains("No such image: alpine:latest"), "{}", text(&missing.stderr));
     assert!(zone.fails(&["logs", "nope"], 1).contains("No such container: nope"));
     assert!(zone.fails(&["node", "ls"], 1).contains("This node is not a swarm manager"));
-    assert!(zone.fails(&["run", "-v", "/etc:/x", "busybox"], 125).contains("bind mounts of host paths are not supported yet"));
+    assert!(
+        zone.fails(&["run", "-v", "/etc:/x", "busybox"], 125)
+            .contains("bind mounts of host paths are not supported yet")
+    );
     assert!(zone.fails(&["run", "--network", "nope", "busybox"], 125).contains("network nope not found"));
     zone.ok(&["network", "create", "back"]);
     assert_eq!(zone.ok(&["network", "ls", "--format", "{{.Name}}"]).lines().count(), 4);

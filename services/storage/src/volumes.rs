@@ -110,7 +110,7 @@ pub fn plan(parent: &str, volumes: &BTreeMap<String, VolumeSpec>, datasets: &[Da
                 }
             }
             (Ok(_), Some(_)) => {
-                actions.push(refuse("a volume cannot change between files and block device; make a new one"))
+                actions.push(refuse("a volume cannot change between files and block device; make a new one"));
             }
         }
     }

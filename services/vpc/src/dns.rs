@@ -233,7 +233,8 @@ async fn forward(servers: &[SocketAddr], question: &[u8], by_tcp: bool) -> Optio
                 write_framed(&mut stream, question).await?;
                 return read_framed(&mut stream).await;
             }
-            let local: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+            let local: IpAddr =
+                if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
             let socket = UdpSocket::bind((local, 0)).await?;
             socket.connect(server).await?;
             socket.send(question).await?;

@@ -113,9 +113,7 @@ fn change(verb: &str, (set, element): &(&'static str, String)) -> Value {
 
 fn sets() -> Vec<Value> {
     let set = |name: &str, kind: Value| json!({"set": {"family": "inet", "table": TABLE, "name": name, "type": kind}});
-    let map = |name: &str, kind: Value, to: &str| {
-        json!({"map": {"family": "inet", "table": TABLE, "name": name, "type": kind, "map": to}})
-    };
+    let map = |name: &str, kind: Value, to: &str| json!({"map": {"family": "inet", "table": TABLE, "name": name, "type": kind, "map": to}});
     vec![
         set("taps", json!("ifname")),
         set("sources", json!(["ifname", "ether_addr", "ipv4_addr"])),
@@ -161,7 +159,8 @@ fn rules() -> Vec<Value> {
     let translated = || json!({"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}});
     let dns = || json!({"set": [{"concat": ["udp", 53]}, {"concat": ["tcp", 53]}]});
     let (accept, drop, masquerade) = (json!({"accept": null}), json!({"drop": null}), json!({"masquerade": null}));
-    let mark_by_tap = json!({"mangle": {"key": meta("mark"), "value": {"map": {"key": meta("iifname"), "data": "@marks"}}}});
+    let mark_by_tap =
+        json!({"mangle": {"key": meta("mark"), "value": {"map": {"key": meta("iifname"), "data": "@marks"}}}});
     let mut rules = vec![
         rule("raw", vec![from_tap(), is(meta("nfproto"), json!("ipv6")), drop.clone()]),
         rule("raw", vec![from_tap(), is(payload("ip", "daddr"), loopback()), drop.clone()]),
@@ -169,7 +168,10 @@ fn rules() -> Vec<Value> {
             "raw",
             vec![
                 from_tap(),
-                not(concat(vec![meta("iifname"), payload("ether", "saddr"), payload("ip", "saddr")]), json!("@sources")),
+                not(
+                    concat(vec![meta("iifname"), payload("ether", "saddr"), payload("ip", "saddr")]),
+                    json!("@sources"),
+                ),
                 drop.clone(),
             ],
         ),

@@ -7,11 +7,13 @@ use crate::subnet::Subnet;
 use crate::tap;
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
-use rtnetlink::packet_core::Nla;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -44,8 +46,13 @@ impl Links {
     /// # Errors
     /// What the kernel said.
     pub async fn taps(&self) -> Result<BTreeMap<String, Option<u32>>> {
-        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.context("cannot list links")?;
-        Ok(links.iter().filter_map(|link| Some((link_name(link)?, owner(link)))).filter(|(name, _)| tap::is_ours(name)).collect())
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.context("cannot list links")?;
+        Ok(links
+            .iter()
+            .filter_map(|link| Some((link_name(link)?, owner(link))))
+            .filter(|(name, _)| tap::is_ours(name))
+            .collect())
     }
 
     /// Subnets that the machine's own routes lead to: not the default route, not ours.
@@ -120,15 +127,27 @@ impl Links {
     /// The step that failed.
     pub async fn ensure_networks(&self, networks: &BTreeMap<Ipv4Addr, NetworkPlan>) -> Result<()> {
         let index = self.gateways_device().await?;
-        let addresses: Vec<AddressMessage> =
-            self.handle.address().get().set_link_index_filter(index).execute().try_collect().await.context("cannot list addresses")?;
+        let addresses: Vec<AddressMessage> = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .execute()
+            .try_collect()
+            .await
+            .context("cannot list addresses")?;
         let mut present = BTreeSet::new();
         for message in addresses {
             let Some(address) = ipv4(&message) else { continue };
             if networks.contains_key(&address) {
                 present.insert(address);
             } else {
-                self.handle.address().del(message).execute().await.with_context(|| format!("cannot remove {address}"))?;
+                self.handle
+                    .address()
+                    .del(message)
+                    .execute()
+                    .await
+                    .with_context(|| format!("cannot remove {address}"))?;
             }
         }
         for gateway in networks.keys().filter(|gateway| !present.contains(gateway)) {
@@ -141,12 +160,18 @@ impl Links {
     async fn ensure_unreachable(&self, wanted: BTreeSet<Subnet>) -> Result<()> {
         let mut present = BTreeSet::new();
         for route in self.routes().await? {
-            let ours = route.header.protocol == RouteProtocol::Other(PROTOCOL) && route.header.kind == RouteType::Unreachable;
+            let ours =
+                route.header.protocol == RouteProtocol::Other(PROTOCOL) && route.header.kind == RouteType::Unreachable;
             let Some(subnet) = destination(&route).filter(|_| ours) else { continue };
             if wanted.contains(&subnet) {
                 present.insert(subnet);
             } else {
-                self.handle.route().del(route).execute().await.with_context(|| format!("cannot remove the route to {subnet}"))?;
+                self.handle
+                    .route()
+                    .del(route)
+                    .execute()
+                    .await
+                    .with_context(|| format!("cannot remove the route to {subnet}"))?;
             }
         }
         for subnet in wanted.difference(&present) {
@@ -193,8 +218,10 @@ fn link_name(link: &LinkMessage) -> Option<String> {
 }
 
 fn owner(link: &LinkMessage) -> Option<u32> {
-    let infos = link.attributes.iter().filter_map(|a| if let LinkAttribute::LinkInfo(infos) = a { Some(infos) } else { None });
-    let tuns = infos.flatten().filter_map(|i| if let LinkInfo::Data(InfoData::Tun(tun)) = i { Some(tun) } else { None });
+    let infos =
+        link.attributes.iter().filter_map(|a| if let LinkAttribute::LinkInfo(infos) = a { Some(infos) } else { None });
+    let tuns =
+        infos.flatten().filter_map(|i| if let LinkInfo::Data(InfoData::Tun(tun)) = i { Some(tun) } else { None });
     tuns.flatten().find_map(|attribute| {
         let InfoTun::Other(attribute) = attribute else { return None };
         let mut bytes = [0; 4];
@@ -236,7 +263,8 @@ fn settings(name: &str) {
         }
     };
     set(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
-    for (setting, value) in [("rp_filter", "1"), ("proxy_arp", "0"), ("route_localnet", "1"), ("accept_redirects", "0")] {
+    for (setting, value) in [("rp_filter", "1"), ("proxy_arp", "0"), ("route_localnet", "1"), ("accept_redirects", "0")]
+    {
         set(format!("/proc/sys/net/ipv4/conf/{name}/{setting}"), value);
     }
 }

@@ -192,8 +192,10 @@ async fn make_default_network(client: &Client) -> Result<()> {
     }
     let id = random_id()?;
     let spec = NetworkSpec { name: DEFAULT_NETWORK.into(), driver: "bridge".into(), ..NetworkSpec::default() };
-    let operations =
-        vec![Operation::create::<Network>(&id, &spec, None)?, Operation::create::<NetworkName>(DEFAULT_NETWORK, &id, None)?];
+    let operations = vec![
+        Operation::create::<Network>(&id, &spec, None)?,
+        Operation::create::<NetworkName>(DEFAULT_NETWORK, &id, None)?,
+    ];
     client.transact(operations).await.context("cannot make the network bridge")?;
     tracing::info!(network = %id, "made the network bridge");
     Ok(())
@@ -202,6 +204,8 @@ async fn make_default_network(client: &Client) -> Result<()> {
 fn random_id() -> Result<String> {
     use std::io::Read;
     let mut bytes = [0; 32];
-    std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("cannot read /dev/urandom")?;
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .context("cannot read /dev/urandom")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

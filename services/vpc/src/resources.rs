@@ -33,7 +33,8 @@ impl Resources {
         let pods = client.list::<Pod>().await?;
         // The first list is the oldest: from there nothing is missed; what is told twice is skipped by its revision.
         let revision = networks.revision.min(endpoints.revision).min(pods.revision);
-        let all = Self { networks: by_name(networks.items), endpoints: by_name(endpoints.items), pods: by_name(pods.items) };
+        let all =
+            Self { networks: by_name(networks.items), endpoints: by_name(endpoints.items), pods: by_name(pods.items) };
         Ok((all, revision))
     }
 

@@ -35,9 +35,10 @@ impl Identity {
         let (user, user_group) = user.split_once(':').map_or((user, None), |(u, g)| (u, Some(g)));
         let user = if user.is_empty() { "0" } else { user };
         let missing = |what: &str, name: &str| Error::Invalid(format!("there is no {what} {name:?} on this machine"));
-        let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
-            fields.len() > 3 && (fields[0] == user || fields[2] == user)
-        });
+        let entry = passwd
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find(|fields| fields.len() > 3 && (fields[0] == user || fields[2] == user));
         let number = |text: &str| text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
         let (uid, own_group) = match entry {
             Some(fields) => (number(fields[2]), number(fields[3])),
@@ -45,7 +46,8 @@ impl Identity {
         };
         let uid = uid.ok_or_else(|| missing("user", user))?;
         let find_group = |name: &str| {
-            let named = group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() > 2 && f[0] == name);
+            let named =
+                group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() > 2 && f[0] == name);
             named.map_or_else(|| number(name), |fields| number(fields[2])).ok_or_else(|| missing("group", name))
         };
         let gid = match user_group {
@@ -96,7 +98,9 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused_and_never_become_root() {
-        for (user, group) in [("nobody-here", "kraud"), ("root:nogroup", "kraud"), ("root", "nogroup"), ("4294967295", "kraud")] {
+        for (user, group) in
+            [("nobody-here", "kraud"), ("root:nogroup", "kraud"), ("root", "nogroup"), ("4294967295", "kraud")]
+        {
             assert!(Identity::resolve_in(user, &[group.to_owned()], PASSWD, GROUP).is_err(), "{user} {group}");
         }
     }

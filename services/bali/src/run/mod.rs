@@ -111,9 +111,8 @@ pub fn run(image: Image, options: &Options, args: &[String]) -> RunError {
 fn prepare(mut image: Image, options: &Options, args: &[String]) -> Result<(Command, String), RunError> {
     let config = image.config().clone();
     let mut words = config.command(args).into_iter();
-    let program = words
-        .next()
-        .ok_or_else(|| Error::Invalid(format!("{} names no program and none was given", image.name())))?;
+    let program =
+        words.next().ok_or_else(|| Error::Invalid(format!("{} names no program and none was given", image.name())))?;
     let user = options.user.as_deref().unwrap_or(&config.user);
     let identity = Identity::resolve(user, &options.groups)?;
     let filters = seccomp::compile(options.seccomp, &options.allow_syscalls)?;
@@ -124,7 +123,8 @@ fn prepare(mut image: Image, options: &Options, args: &[String]) -> Result<(Comm
     mounts.enter(options)?;
 
     let workdir = if config.workdir.is_empty() { "/" } else { &config.workdir };
-    std::env::set_current_dir(workdir).map_err(RunError::step(format!("change to the image's working directory {workdir}")))?;
+    std::env::set_current_dir(workdir)
+        .map_err(RunError::step(format!("change to the image's working directory {workdir}")))?;
     capabilities::limit(&options.capabilities)?;
     identity.assume()?;
     capabilities::keep(&options.capabilities)?;

@@ -117,14 +117,16 @@ impl Mounts {
     pub(super) fn enter(self, options: &Options) -> Result<(), RunError> {
         self.link_host(options)?;
         let place = ["/tmp", "/run", "/mnt", "/var"].into_iter().find(|dir| Path::new(dir).is_dir());
-        let place = place.ok_or_else(|| Error::Invalid("the host has none of /tmp, /run, /mnt, /var to mount on".into()))?;
+        let place =
+            place.ok_or_else(|| Error::Invalid("the host has none of /tmp, /run, /mnt, /var to mount on".into()))?;
         move_mount(&self.root, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(RunError::step(format!("mount the image's root on {place}")))?;
         for shown in &self.shown {
             self.attach(shown).map_err(RunError::step(format!("show /{} to the image", shown.target)))?;
         }
         if !options.writable {
-            set_flags(self.root.as_fd(), libc::MOUNT_ATTR_RDONLY, false).map_err(RunError::step("make the image's root read only"))?;
+            set_flags(self.root.as_fd(), libc::MOUNT_ATTR_RDONLY, false)
+                .map_err(RunError::step("make the image's root read only"))?;
         }
         let failed = || RunError::step("change to the image's root");
         fchdir(&self.root).map_err(failed())?;
@@ -154,7 +156,8 @@ impl Mounts {
             }
         }
         for path in DEVICES.iter().map(Path::new).chain(options.devices.iter().map(PathBuf::as_path)) {
-            let kind = path.metadata().map_err(RunError::step(format!("show the device {}", path.display())))?.file_type();
+            let kind =
+                path.metadata().map_err(RunError::step(format!("show the device {}", path.display())))?.file_type();
             if !kind.is_char_device() && !kind.is_block_device() {
                 return Err(Error::Invalid(format!("{} is not a device", path.display())).into());
             }
@@ -184,14 +187,17 @@ impl Mounts {
         let text = text.ok_or_else(|| Error::Invalid(format!("{} is not an absolute path", target.display())))?;
         let target = clean(text)?;
         if target.is_empty() {
-            return Err(Error::Invalid("the root itself is the image's: show the host's folders below it".into()).into());
+            return Err(
+                Error::Invalid("the root itself is the image's: show the host's folders below it".into()).into()
+            );
         }
         self.shown.push(Shown { target, mount, is_dir, own });
         Ok(())
     }
 
     fn attach(&self, shown: &Shown) -> std::io::Result<()> {
-        let below = |own: &&Shown| own.own && shown.target.strip_prefix(&own.target).is_some_and(|rest| rest.starts_with('/'));
+        let below =
+            |own: &&Shown| own.own && shown.target.strip_prefix(&own.target).is_some_and(|rest| rest.starts_with('/'));
         let own = self.shown.iter().filter(below).max_by_key(|own| own.target.len());
         let (root, path) = own.map_or((&self.root, 0), |own| (&own.mount, own.target.len() + 1));
         let point = mount_point(root.as_fd(), &shown.target[path..], shown.is_dir)?;

@@ -88,7 +88,9 @@ const DENIED: &[(&str, i64)] = &[
 pub fn compile(profile: Profile, allow: &[String]) -> Result<Vec<BpfProgram>> {
     let known = |name: &String| name == "clone" || DENIED.iter().any(|(denied, _)| denied == name);
     if let Some(name) = allow.iter().find(|name| !known(name)) {
-        return Err(Error::Invalid(format!("the system call {name:?} is not denied by any profile: it need not be allowed")));
+        return Err(Error::Invalid(format!(
+            "the system call {name:?} is not denied by any profile: it need not be allowed"
+        )));
     }
     if profile == Profile::None {
         return Ok(Vec::new());
@@ -116,7 +118,10 @@ fn build(allow: &[String]) -> Result<Vec<BpfProgram>, seccompiler::BackendError>
     Ok(programs)
 }
 
-fn program(rules: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
+fn program(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    action: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
     SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64)?.try_into()
 }
 

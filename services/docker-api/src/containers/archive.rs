@@ -43,7 +43,12 @@ pub async fn get(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(q
 ///
 /// # Errors
 /// 501 when the container does not run.
-pub async fn put(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery, body: Body) -> Result<Response> {
+pub async fn put(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Result<Response> {
     let container = with_files(&app, &id)?;
     proxy::to_agent(&app, &container, "PUT", "archive", query.as_deref(), body).await
 }

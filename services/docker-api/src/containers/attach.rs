@@ -57,7 +57,10 @@ pub async fn attach(
 ) -> Result<Response> {
     let container = app.store.world().container(&id)?;
     if container.state() == "paused" {
-        return Err(Failure::conflict(format!("container {} is paused, unpause the container before attach", container.id())));
+        return Err(Failure::conflict(format!(
+            "container {} is paused, unpause the container before attach",
+            container.id()
+        )));
     }
     let wanted = Wanted {
         stdin: params.flag("stdin") && container.spec().open_stdin,
@@ -69,9 +72,10 @@ pub async fn attach(
     let framing = Framing::of(container.spec().tty);
     // The place in the log is taken before the answer: what the client starts afterwards is all new.
     let baseline = Baseline::of(&container);
-    let follower = Follower::new(container.id().clone(), app.log_files(&container), !wanted.logs, app.store.subscribe())
-        .await
-        .map_err(|e| Failure::internal(format!("cannot read the log of {}: {e}", container.id())))?;
+    let follower =
+        Follower::new(container.id().clone(), app.log_files(&container), !wanted.logs, app.store.subscribe())
+            .await
+            .map_err(|e| Failure::internal(format!("cannot read the log of {}: {e}", container.id())))?;
     app.events.send(Message::container(container.spec(), "attach", &[]));
     let (sender, mut receiver) = mpsc::channel::<Result<Bytes, io::Error>>(64);
     let output = output(follower, baseline, wanted, framing, sender);
@@ -108,7 +112,13 @@ async fn drain(mut reader: impl AsyncRead + Unpin) -> io::Result<u64> {
 }
 
 /// Sends output until the run is over or nobody reads it.
-async fn output(mut follower: Follower, baseline: Baseline, wanted: Wanted, framing: Framing, sender: mpsc::Sender<Result<Bytes, io::Error>>) {
+async fn output(
+    mut follower: Follower,
+    baseline: Baseline,
+    wanted: Wanted,
+    framing: Framing,
+    sender: mpsc::Sender<Result<Bytes, io::Error>>,
+) {
     if let Err(error) = send_output(&mut follower, baseline, wanted, framing, &sender).await {
         tracing::warn!(%error, "an attached log cannot be read");
     }
@@ -148,7 +158,9 @@ async fn send_output(
                         return Ok(());
                     }
                 }
-                None if matches!(record.data, Data::Exited { .. } | Data::Failed(_)) && !in_past && wanted.stream => return Ok(()),
+                None if matches!(record.data, Data::Exited { .. } | Data::Failed(_)) && !in_past && wanted.stream => {
+                    return Ok(());
+                }
                 None => {}
             }
         }
@@ -224,7 +236,8 @@ pub async fn resize(State(app): State<Arc<App>>, Path(id): Path<String>, params:
 pub fn size(params: &Params) -> Result<(u16, u16)> {
     let number = |name: &str| -> Result<u16> {
         let value = params.number(name)?.unwrap_or_default();
-        u16::try_from(value).map_err(|_| Failure::invalid(format!("invalid value {value} for {name}: a terminal has at most 65535")))
+        u16::try_from(value)
+            .map_err(|_| Failure::invalid(format!("invalid value {value} for {name}: a terminal has at most 65535")))
     };
     Ok((number("h")?, number("w")?))
 }

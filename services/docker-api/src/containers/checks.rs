@@ -30,8 +30,12 @@ const MAX_VCPUS: u64 = 64;
 pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     memory(host)?;
-    if host.nano_cpus.unwrap_or_default() != 0 && (host.cpu_period.unwrap_or_default() != 0 || host.cpu_quota.unwrap_or_default() != 0) {
-        return Err(Failure::invalid("Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set"));
+    if host.nano_cpus.unwrap_or_default() != 0
+        && (host.cpu_period.unwrap_or_default() != 0 || host.cpu_quota.unwrap_or_default() != 0)
+    {
+        return Err(Failure::invalid(
+            "Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set",
+        ));
     }
     if host.nano_cpus.is_some_and(|n| n < 0) {
         return Err(Failure::invalid("range of CPUs is from 0.01 upwards"));
@@ -45,10 +49,14 @@ pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
     for (what, mode) in [("pid", &host.pid_mode), ("ipc", &host.ipc_mode)] {
         match mode.as_deref().unwrap_or_default() {
             mode if mode.starts_with("container:") => {
-                return Err(Failure::invalid(format!("sharing the {what} namespace of another container is not supported yet")));
+                return Err(Failure::invalid(format!(
+                    "sharing the {what} namespace of another container is not supported yet"
+                )));
             }
             "host" if what == "pid" => {
-                return Err(Failure::invalid("the host's processes cannot be seen from a container: it is a microVM with a kernel of its own"));
+                return Err(Failure::invalid(
+                    "the host's processes cannot be seen from a container: it is a microVM with a kernel of its own",
+                ));
             }
             "host" => warnings.push(format!("{what}=host means the microVM's own, not the host's")),
             _ => {}
@@ -95,7 +103,9 @@ fn memory(host: &HostConfig) -> Result<()> {
 
 fn network_mode(mode: &str) -> Result<()> {
     if mode == "host" {
-        return Err(Failure::invalid("the network mode \"host\" is not supported: a container is a microVM; publish its ports instead (-p)"));
+        return Err(Failure::invalid(
+            "the network mode \"host\" is not supported: a container is a microVM; publish its ports instead (-p)",
+        ));
     }
     if mode.starts_with("container:") {
         return Err(Failure::invalid("sharing another container's network (\"container:\") is not supported yet"));
@@ -113,7 +123,9 @@ fn runtime(runtime: &str) -> Result<()> {
 fn log_driver(host: &HostConfig) -> Result<()> {
     match host.log_config.as_ref().and_then(|l| l.kind.as_deref()).unwrap_or_default() {
         "" | "json-file" | "local" => Ok(()),
-        other => Err(Failure::invalid(format!("logger: no log driver named '{other}' is registered (there are \"json-file\" and \"local\")"))),
+        other => Err(Failure::invalid(format!(
+            "logger: no log driver named '{other}' is registered (there are \"json-file\" and \"local\")"
+        ))),
     }
 }
 
@@ -170,7 +182,10 @@ pub fn vcpus(host: &HostConfig) -> u8 {
 #[must_use]
 pub fn capabilities(words: Option<Words>) -> Vec<String> {
     let list = words.map(Words::list).unwrap_or_default();
-    list.iter().map(|c| c.to_ascii_uppercase()).map(|c| c.strip_prefix("CAP_").map(str::to_owned).unwrap_or(c)).collect()
+    list.iter()
+        .map(|c| c.to_ascii_uppercase())
+        .map(|c| c.strip_prefix("CAP_").map(str::to_owned).unwrap_or(c))
+        .collect()
 }
 
 /// Whether `no-new-privileges` is set.
@@ -193,7 +208,10 @@ pub fn ulimits(host: &HostConfig) -> Result<Vec<Ulimit>> {
         .flatten()
         .map(|u| {
             if above(u.soft, u.hard) {
-                return Err(Failure::invalid(format!("ulimit {}: soft limit must be less than or equal to hard limit: {} > {}", u.name, u.soft, u.hard)));
+                return Err(Failure::invalid(format!(
+                    "ulimit {}: soft limit must be less than or equal to hard limit: {} > {}",
+                    u.name, u.soft, u.hard
+                )));
             }
             Ok(Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
         })
@@ -210,7 +228,8 @@ pub fn rootfs_size(host: &HostConfig) -> Result<u64> {
         if key != "size" {
             return Err(Failure::invalid(format!("unknown storage option {key}; there is only \"size\"")));
         }
-        size = super::mounts::bytes(value).ok_or_else(|| Failure::invalid(format!("invalid size \"{value}\" in the storage options")))?;
+        size = super::mounts::bytes(value)
+            .ok_or_else(|| Failure::invalid(format!("invalid size \"{value}\" in the storage options")))?;
     }
     Ok(size)
 }
@@ -222,7 +241,8 @@ pub fn rootfs_size(host: &HostConfig) -> Result<u64> {
 pub fn log_max_bytes(host: &HostConfig) -> Result<u64> {
     let config = host.log_config.as_ref().and_then(|l| l.config.clone()).unwrap_or_default();
     let Some(size) = config.get("max-size").filter(|s| *s != "-1") else { return Ok(0) };
-    let size = super::mounts::bytes(size).ok_or_else(|| Failure::invalid(format!("invalid value for max-size: \"{size}\"")))?;
+    let size = super::mounts::bytes(size)
+        .ok_or_else(|| Failure::invalid(format!("invalid value for max-size: \"{size}\"")))?;
     let files = config.get("max-file").map_or(Ok(1), |f| f.parse::<u64>());
     let files = files.map_err(|_| Failure::invalid("invalid value for max-file: not a number"))?;
     // There are always two files; each gets half of what Docker's files would have together.
@@ -240,7 +260,11 @@ pub fn ports(host: &HostConfig, exposed: &BTreeSet<String>) -> Result<Vec<Publis
         for binding in bindings.iter().flatten() {
             let host_ip = match binding.host_ip.as_deref().unwrap_or_default() {
                 "" => None,
-                text => Some(text.trim_matches(['[', ']']).parse::<IpAddr>().map_err(|_| Failure::invalid(format!("invalid host IP \"{text}\"")))?),
+                text => Some(
+                    text.trim_matches(['[', ']'])
+                        .parse::<IpAddr>()
+                        .map_err(|_| Failure::invalid(format!("invalid host IP \"{text}\"")))?,
+                ),
             };
             let host_port = match binding.host_port.as_deref().unwrap_or_default() {
                 "" | "0" => None,
@@ -265,11 +289,17 @@ pub fn ports(host: &HostConfig, exposed: &BTreeSet<String>) -> Result<Vec<Publis
 /// `80/tcp` or `80`.
 fn parse_port(text: &str) -> Result<(u16, Protocol)> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let number = number.parse::<u16>().ok().filter(|n| *n > 0).ok_or_else(|| Failure::invalid(format!("invalid port specification: \"{text}\"")))?;
+    let number = number
+        .parse::<u16>()
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or_else(|| Failure::invalid(format!("invalid port specification: \"{text}\"")))?;
     match protocol.to_ascii_lowercase().as_str() {
         "tcp" => Ok((number, Protocol::Tcp)),
         "udp" => Ok((number, Protocol::Udp)),
-        other => Err(Failure::invalid(format!("cannot publish {text}: the protocol \"{other}\" is not supported, tcp and udp are"))),
+        other => Err(Failure::invalid(format!(
+            "cannot publish {text}: the protocol \"{other}\" is not supported, tcp and udp are"
+        ))),
     }
 }
 
@@ -325,14 +355,18 @@ mod tests {
     #[test]
     fn limits_become_the_guests_size() {
         assert_eq!((vm_memory_mib(0), vm_memory_mib(6 << 20), vm_memory_mib(1 << 30)), (512, 128, 1088));
-        for (config, cpus) in [(json!({}), 1), (json!({"NanoCpus": 1_500_000_000}), 2), (json!({"CpuQuota": 250_000}), 3)] {
+        for (config, cpus) in
+            [(json!({}), 1), (json!({"NanoCpus": 1_500_000_000}), 2), (json!({"CpuQuota": 250_000}), 3)]
+        {
             assert_eq!(vcpus(&host(config)), cpus);
         }
     }
 
     #[test]
     fn ports_are_read_with_address_and_number() {
-        let config = host(json!({"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}], "53/udp": [{}]}, "PublishAllPorts": true}));
+        let config = host(
+            json!({"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}], "53/udp": [{}]}, "PublishAllPorts": true}),
+        );
         let ports = ports(&config, &BTreeSet::from(["80/tcp".to_owned(), "81/tcp".to_owned()])).unwrap();
         let numbers: Vec<_> = ports.iter().map(|p| (p.container_port, p.host_port, p.host_ip.is_some())).collect();
         assert_eq!(numbers, [(53, None, false), (80, Some(8080), true), (81, None, false)]);

@@ -31,7 +31,8 @@ const ATTEMPTS: u32 = 8;
 /// 400 for what cannot be, 404 for an image or network that is not there, 409 for a name that is taken.
 pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) -> Result<Response> {
     let raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let request: Create = serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    let request: Create =
+        serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let wanted_name = params.get("name").map(names::container_name).transpose()?;
     let host = request.host_config.clone().unwrap_or_default();
     let mut warnings = checks::host_config(&host)?;
@@ -54,10 +55,20 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) ->
             }
             continue;
         }
-        let draft = Draft { world: &world, raw: &raw, request: &request, host: &host, merged: &merged, image: ImageId::new(&image.meta.name), name };
+        let draft = Draft {
+            world: &world,
+            raw: &raw,
+            request: &request,
+            host: &host,
+            merged: &merged,
+            image: ImageId::new(&image.meta.name),
+            name,
+        };
         let (id, operations) = draft.write().map_err(only_images_are_missing)?;
         match app.store.transact(operations).await {
-            Ok(()) => return Ok((StatusCode::CREATED, axum::Json(json!({ "Id": id, "Warnings": warnings }))).into_response()),
+            Ok(()) => {
+                return Ok((StatusCode::CREATED, axum::Json(json!({ "Id": id, "Warnings": warnings }))).into_response());
+            }
             // A name or volume appeared meanwhile: look again.
             Err(error) if error.kind == ErrorKind::Conflict => app.store.barrier().await,
             Err(error) => return Err(error.into()),
@@ -175,7 +186,8 @@ impl Draft<'_> {
 
     /// The container's places on networks: the network mode's first, then the others that the request names.
     fn endpoints(&self, id: &ContainerId, pod: &PodId) -> Result<Vec<(EndpointId, EndpointSpec)>> {
-        let configs = self.request.networking_config.as_ref().and_then(|n| n.endpoints_config.clone()).unwrap_or_default();
+        let configs =
+            self.request.networking_config.as_ref().and_then(|n| n.endpoints_config.clone()).unwrap_or_default();
         let mode = match self.host.network_mode.as_deref() {
             None | Some("" | "default") => DEFAULT_NETWORK,
             Some("none") => return Ok(Vec::new()),

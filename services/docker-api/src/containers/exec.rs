@@ -31,7 +31,10 @@ pub async fn create(State(app): State<Arc<App>>, Path(id): Path<String>, body: B
     let config: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let container = proxy::running(&app, &id)?;
     if container.status().paused {
-        return Err(Failure::conflict(format!("Container {} is paused, unpause the container before exec", container.id())));
+        return Err(Failure::conflict(format!(
+            "Container {} is paused, unpause the container before exec",
+            container.id()
+        )));
     }
     if config["Cmd"].as_array().is_none_or(Vec::is_empty) {
         return Err(Failure::invalid("No exec command specified"));
@@ -82,11 +85,22 @@ async fn find(app: &App, exec: &str) -> Result<Container> {
 ///
 /// # Errors
 /// 404 when there is no such exec.
-pub async fn start(State(app): State<Arc<App>>, Path(exec): Path<String>, version: ApiVersion, mut request: Request) -> Result<Response> {
+pub async fn start(
+    State(app): State<Arc<App>>,
+    Path(exec): Path<String>,
+    version: ApiVersion,
+    mut request: Request,
+) -> Result<Response> {
     let container = find(&app, &exec).await?;
     let upgrade = streams::upgrade_of(&mut request);
-    let body = axum::body::to_bytes(request.into_body(), MAX_START).await.map_err(|e| Failure::invalid(format!("invalid body: {e}")))?;
-    let config: Value = if body.is_empty() { json!({}) } else { serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))? };
+    let body = axum::body::to_bytes(request.into_body(), MAX_START)
+        .await
+        .map_err(|e| Failure::invalid(format!("invalid body: {e}")))?;
+    let config: Value = if body.is_empty() {
+        json!({})
+    } else {
+        serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?
+    };
     let detach = config["Detach"].as_bool().unwrap_or_default();
     let start = agent::request("POST", &format!("/exec/{exec}/start"), Body::from(config.to_string()))?;
     app.events.send(Message::container(container.spec(), "exec_start", &[("execID", exec.clone())]));

@@ -86,7 +86,8 @@ impl Follower {
             return;
         }
         if let Some(events) = &self.events {
-            self.watched = events.watches().add(&self.dir, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::ATTRIB).is_ok();
+            self.watched =
+                events.watches().add(&self.dir, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::ATTRIB).is_ok();
             if !self.watched && self.dir.exists() {
                 tracing::debug!(dir = %self.dir.display(), "a log's folder cannot be watched yet");
             }

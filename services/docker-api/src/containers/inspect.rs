@@ -115,7 +115,10 @@ pub fn mounts(world: &World, container: &Container) -> Value {
 }
 
 /// The container's endpoints, each with the name of its network.
-pub fn endpoints<'a>(world: &'a World, container: &'a Container) -> impl Iterator<Item = (String, &'a Arc<Resource<Endpoint>>)> {
+pub fn endpoints<'a>(
+    world: &'a World,
+    container: &'a Container,
+) -> impl Iterator<Item = (String, &'a Arc<Resource<Endpoint>>)> {
     container.pod.spec.endpoints.iter().filter_map(|id| world.endpoints.get(id.as_str())).map(|endpoint| {
         let network = &endpoint.spec.network;
         let name = world.networks.get(network.as_str()).map_or_else(|| network.to_string(), |n| n.spec.name.clone());
@@ -130,8 +133,16 @@ pub fn endpoint_json(world: &World, container: &Container, network: &str, endpoi
     let EndpointStatus { ipv4, prefix, gateway, mac, .. } = &endpoint.status;
     let text = |address: &Option<std::net::Ipv4Addr>| address.filter(|_| up).map(|a| a.to_string()).unwrap_or_default();
     let configs = &container.spec().docker["NetworkingConfig"]["EndpointsConfig"];
-    let config = [network, endpoint.spec.network.as_str(), "default"].into_iter().map(|k| &configs[k]).find(|c| c.is_object()).cloned().unwrap_or_default();
-    let default = world.networks.get(endpoint.spec.network.as_str()).is_some_and(|n| n.spec.name == zone::network::DEFAULT_NETWORK);
+    let config = [network, endpoint.spec.network.as_str(), "default"]
+        .into_iter()
+        .map(|k| &configs[k])
+        .find(|c| c.is_object())
+        .cloned()
+        .unwrap_or_default();
+    let default = world
+        .networks
+        .get(endpoint.spec.network.as_str())
+        .is_some_and(|n| n.spec.name == zone::network::DEFAULT_NETWORK);
     json!({
         "IPAMConfig": config["IPAMConfig"],
         "Links": null,
@@ -192,8 +203,12 @@ fn ports(world: &World, container: &Container) -> Value {
     if !container.is_running() {
         return json!({});
     }
-    let mut ports: Map<String, Value> =
-        container.spec().docker["ExposedPorts"].as_object().into_iter().flatten().map(|(port, _)| (port.clone(), Value::Null)).collect();
+    let mut ports: Map<String, Value> = container.spec().docker["ExposedPorts"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(port, _)| (port.clone(), Value::Null))
+        .collect();
     for (_, endpoint) in endpoints(world, container) {
         for bound in &endpoint.status.ports {
             let key = format!("{}/{}", bound.container_port, bound.protocol.as_str());
@@ -221,7 +236,13 @@ pub mod tests {
 
     /// A zone with one running container that was created as the golden one was.
     pub fn sample() -> World {
-        let meta = |kind: &str, name: &str| zone::Meta { kind: kind.into(), name: name.into(), revision: 1, generation: 1, created_ns: 1 };
+        let meta = |kind: &str, name: &str| zone::Meta {
+            kind: kind.into(),
+            name: name.into(),
+            revision: 1,
+            generation: 1,
+            created_ns: 1,
+        };
         let (id, network) = ("b".repeat(64), "7".repeat(64));
         let endpoint = format!("{id}.{network}");
         let raw: Value = json!({"Image": "alpine:3.10", "Cmd": ["sleep", "60"], "Hostname": "b3", "HostConfig": {}, "Healthcheck": {"Test": ["NONE"]}});
@@ -236,10 +257,16 @@ pub mod tests {
                 "mounts": [{"type": "volume", "volume": "gv", "target": "/d", "read_only": false}]}],
             "desired": "running", "memory_mib": 512, "vcpus": 1, "endpoints": [endpoint], "hostname": "b3",
         });
-        let mut pod: Resource<Pod> = Resource { meta: meta("pod", &id), spec: serde_json::from_value(spec).unwrap(), status: Default::default() };
+        let mut pod: Resource<Pod> = Resource {
+            meta: meta("pod", &id),
+            spec: serde_json::from_value(spec).unwrap(),
+            status: Default::default(),
+        };
         pod.status.phase = Phase::Running;
-        pod.status.containers =
-            BTreeMap::from([(zone::ContainerId::new(&id), ContainerStatus { pid: 2, started_ns: 5, ..ContainerStatus::default() })]);
+        pod.status.containers = BTreeMap::from([(
+            zone::ContainerId::new(&id),
+            ContainerStatus { pid: 2, started_ns: 5, ..ContainerStatus::default() },
+        )]);
         let endpoint_spec = json!({"pod": id, "network": network});
         let endpoint_status = json!({"ready": true, "ipv4": "172.29.0.2", "prefix": 16, "gateway": "172.29.0.1", "mac": "02:42:00:00:00:01",
             "ports": [{"protocol": "tcp", "container_port": 80, "host_ip": "0.0.0.0", "host_port": 18099}]});
@@ -251,10 +278,14 @@ pub mod tests {
         let network_resource: Resource<Network> = Resource {
             meta: meta("network", &network),
             spec: serde_json::from_value(json!({"name": "bridge", "driver": "bridge"})).unwrap(),
-            status: serde_json::from_value(json!({"ready": true, "subnet": "172.29.0.0/16", "gateway": "172.29.0.1"})).unwrap(),
+            status: serde_json::from_value(json!({"ready": true, "subnet": "172.29.0.0/16", "gateway": "172.29.0.1"}))
+                .unwrap(),
         };
-        let volume: Resource<zone::volume::Volume> =
-            Resource { meta: meta("volume", "gv"), spec: serde_json::from_value(json!({"driver": "local"})).unwrap(), status: Default::default() };
+        let volume: Resource<zone::volume::Volume> = Resource {
+            meta: meta("volume", "gv"),
+            spec: serde_json::from_value(json!({"driver": "local"})).unwrap(),
+            status: Default::default(),
+        };
         World {
             pods: BTreeMap::from([(id.clone(), Arc::new(pod))]),
             endpoints: BTreeMap::from([(endpoint, Arc::new(endpoint_resource))]),
@@ -268,7 +299,8 @@ pub mod tests {
     pub fn same_keys(path: &str, golden: &Value, ours: &Value, absent: &[&str]) {
         match (golden, ours) {
             (Value::Object(golden), Value::Object(ours)) => {
-                let wanted: BTreeSet<_> = golden.keys().filter(|k| !absent.contains(&format!("{path}.{k}").as_str())).collect();
+                let wanted: BTreeSet<_> =
+                    golden.keys().filter(|k| !absent.contains(&format!("{path}.{k}").as_str())).collect();
                 assert_eq!(wanted, ours.keys().collect::<BTreeSet<_>>(), "{path}");
                 for key in wanted {
                     // Keys below these are data.
@@ -282,7 +314,9 @@ pub mod tests {
                     same_keys(&format!("{path}[]"), golden, ours, absent);
                 }
             }
-            (Value::Object(_) | Value::Array(_), other) | (other, Value::Object(_) | Value::Array(_)) if !other.is_null() => {
+            (Value::Object(_) | Value::Array(_), other) | (other, Value::Object(_) | Value::Array(_))
+                if !other.is_null() =>
+            {
                 panic!("{path}: {golden} and {ours} are of different types")
             }
             _ => {}

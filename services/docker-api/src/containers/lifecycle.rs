@@ -6,8 +6,8 @@
 //! kill:    SIGKILL and the stop signal set desired = stopped first; others go to the agent only
 //! ```
 
-use crate::agent;
 use crate::App;
+use crate::agent;
 use crate::errors::{Failure, Result};
 use crate::events::Message;
 use crate::filters::Params;
@@ -46,7 +46,9 @@ pub async fn start_one(app: &App, container: &Container) -> Result<()> {
     if container.status().paused && container.is_running() {
         return Err(Failure::conflict("cannot start a paused container, try unpause instead"));
     }
-    if matches!(container.pod.status.phase, Phase::Starting | Phase::Running) && container.pod.spec.desired == Desired::Running {
+    if matches!(container.pod.status.phase, Phase::Starting | Phase::Running)
+        && container.pod.spec.desired == Desired::Running
+    {
         return Err(Failure::not_modified());
     }
     let before = container.status().started_ns;
@@ -62,7 +64,8 @@ pub async fn start_one(app: &App, container: &Container) -> Result<()> {
     let outcome = app.store.wait(Some(START), |world| {
         let (now, _) = world.container_even_gone(container.id())?;
         let phase = now.pod.status.phase;
-        (now.pod.status.starts >= starts && matches!(phase, Phase::Running | Phase::Exited | Phase::Restarting)).then_some(now)
+        (now.pod.status.starts >= starts && matches!(phase, Phase::Running | Phase::Exited | Phase::Restarting))
+            .then_some(now)
     });
     let blocked = blocked_by(app, container, written.meta.revision);
     let outcome = tokio::select! {
@@ -73,7 +76,8 @@ pub async fn start_one(app: &App, container: &Container) -> Result<()> {
         }
     };
     let Some(now) = outcome else {
-        let message = app.store.world().container(container.id().as_str()).ok().and_then(|c| c.pod.status.message.clone());
+        let message =
+            app.store.world().container(container.id().as_str()).ok().and_then(|c| c.pod.status.message.clone());
         give_up(app, container).await;
         return Err(Failure::internal(format!(
             "container {} did not start within {} seconds: {}",
@@ -113,7 +117,9 @@ fn judge(now: &Container, started_before: u64) -> Result<()> {
         return Err(start_failure(error.kind, &error.message, now.spec().args.first().map_or("", String::as_str)));
     }
     match &pod.message {
-        Some(message) if status.started_ns == started_before => Err(Failure::internal(format!("cannot start container {}: {message}", now.id()))),
+        Some(message) if status.started_ns == started_before => {
+            Err(Failure::internal(format!("cannot start container {}: {message}", now.id())))
+        }
         _ => Ok(()),
     }
 }
@@ -182,7 +188,10 @@ fn block(world: &World, container: &Container, since: u64) -> Option<(Failure, b
         let zone::pod::Mount::Volume { volume, .. } = mount else { continue };
         let Some(found) = world.volumes.get(volume.as_str()) else { continue };
         if let Some(error) = found.status.error.as_ref().filter(|_| !found.status.ready) {
-            return Some((Failure::internal(format!("failed to mount volume {volume}: {error}")), found.meta.revision > since));
+            return Some((
+                Failure::internal(format!("failed to mount volume {volume}: {error}")),
+                found.meta.revision > since,
+            ));
         }
     }
     None
@@ -229,9 +238,9 @@ pub async fn stop_one(app: &App, container: &Container, grace: i64) -> Result<()
         other => drop(other?),
     }
     let limit = u64::try_from(grace).ok().map(|s| Duration::from_secs(s) + STOP_MARGIN);
-    wait_exited(app, container, limit).await.ok_or_else(|| {
-        Failure::internal(format!("cannot stop container: {}: it did not exit in time", container.id()))
-    })
+    wait_exited(app, container, limit)
+        .await
+        .ok_or_else(|| Failure::internal(format!("cannot stop container: {}: it did not exit in time", container.id())))
 }
 
 async fn wait_exited(app: &App, container: &Container, limit: Option<Duration>) -> Option<()> {
@@ -302,7 +311,8 @@ async fn signal_agent(app: &App, container: &Container, signal: &str) -> Result<
         return Ok(());
     }
     let status = response.status();
-    let message = agent::json(response).await["message"].as_str().unwrap_or("the agent did not take the signal").to_owned();
+    let message =
+        agent::json(response).await["message"].as_str().unwrap_or("the agent did not take the signal").to_owned();
     Err(Failure { status, message })
 }
 
@@ -312,8 +322,9 @@ const SIGTERM: u32 = 15;
 /// A signal's number from `9`, `KILL` or `SIGKILL` (signal(7), x86).
 fn signal_number(signal: &str) -> Option<u32> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
-        "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
     ];
     if let Ok(number) = signal.parse::<u32>() {
         return (1..=64).contains(&number).then_some(number);
@@ -321,8 +332,14 @@ fn signal_number(signal: &str) -> Option<u32> {
     let upper = signal.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let plain = NAMES.iter().position(|n| *n == name).and_then(|i| u32::try_from(i + 1).ok());
-    let realtime = |prefix: &str| name.strip_prefix(prefix).and_then(|rest| if rest.is_empty() { Some(0) } else { rest.get(1..).and_then(|n| n.parse::<u32>().ok()) });
-    plain.or_else(|| realtime("RTMIN").map(|n| 34 + n)).or_else(|| realtime("RTMAX").map(|n| 64u32.saturating_sub(n))).filter(|n| (1..=64).contains(n))
+    let realtime = |prefix: &str| {
+        name.strip_prefix(prefix)
+            .and_then(|rest| if rest.is_empty() { Some(0) } else { rest.get(1..).and_then(|n| n.parse::<u32>().ok()) })
+    };
+    plain
+        .or_else(|| realtime("RTMIN").map(|n| 34 + n))
+        .or_else(|| realtime("RTMAX").map(|n| 64u32.saturating_sub(n)))
+        .filter(|n| (1..=64).contains(n))
 }
 
 /// `POST /containers/{id}/pause`.
@@ -355,12 +372,14 @@ async fn mark_paused(app: &App, container: &Container, answer: StatusCode, pause
     if !answer.is_success() {
         return;
     }
-    let noted = app.store.client.modify_status::<Pod>(&container.pod.meta.name, |status| match status.containers.get_mut(container.id()) {
-        Some(status) if status.paused != paused => {
-            status.paused = paused;
-            true
+    let noted = app.store.client.modify_status::<Pod>(&container.pod.meta.name, |status| {
+        match status.containers.get_mut(container.id()) {
+            Some(status) if status.paused != paused => {
+                status.paused = paused;
+                true
+            }
+            _ => false,
         }
-        _ => false,
     });
     match noted.await {
         Ok(_) => app.store.barrier().await,
@@ -383,7 +402,14 @@ mod tests {
 
     #[test]
     fn signals_are_read_by_name_and_number() {
-        for (text, number) in [("9", Some(9)), ("SIGTERM", Some(15)), ("usr1", Some(10)), ("RTMIN+1", Some(35)), ("NOPE", None), ("99", None)] {
+        for (text, number) in [
+            ("9", Some(9)),
+            ("SIGTERM", Some(15)),
+            ("usr1", Some(10)),
+            ("RTMIN+1", Some(35)),
+            ("NOPE", None),
+            ("99", None),
+        ] {
             assert_eq!(signal_number(text), number, "{text}");
         }
     }

@@ -14,8 +14,22 @@ use zone::pod::Phase;
 use zone::time::now_ns;
 
 const FILTERS: [&str; 16] = [
-    "ancestor", "before", "expose", "exited", "health", "id", "isolation", "is-task", "label", "label!", "name", "network", "publish", "since",
-    "status", "volume",
+    "ancestor",
+    "before",
+    "expose",
+    "exited",
+    "health",
+    "id",
+    "isolation",
+    "is-task",
+    "label",
+    "label!",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
 ];
 
 /// `GET /containers/json`.
@@ -37,7 +51,11 @@ pub async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Va
         }
     }
     // Asking for a state or for the last few means all containers.
-    let all = params.flag("all") || limit.is_some() || !filters.values("status").is_empty() || before.is_some() || since.is_some();
+    let all = params.flag("all")
+        || limit.is_some()
+        || !filters.values("status").is_empty()
+        || before.is_some()
+        || since.is_some();
     let all = all || !filters.values("exited").is_empty();
     let mut found: Vec<Container> = world
         .containers()
@@ -56,7 +74,9 @@ fn matches(world: &World, container: &Container, filters: &Filters) -> bool {
     let label = |key: &str| spec.docker["Labels"][key].as_str().map(str::to_owned);
     let exited = |code: &str| container.state() == "exited" && code.parse() == Ok(container.status().exit_code);
     let ancestor = |image: &str| {
-        spec.image_ref == image || spec.image.as_str() == image || crate::images::find(world, image).is_ok_and(|i| i.meta.name == spec.image.as_str())
+        spec.image_ref == image
+            || spec.image.as_str() == image
+            || crate::images::find(world, image).is_ok_and(|i| i.meta.name == spec.image.as_str())
     };
     let port = |wanted: &str, keys: &Value| {
         let wanted = if wanted.contains('/') { wanted.to_owned() } else { format!("{wanted}/tcp") };
@@ -70,8 +90,14 @@ fn matches(world: &World, container: &Container, filters: &Filters) -> bool {
         && filters.any("health", |h| h == "none")
         && filters.any("is-task", |v| v == "false")
         && filters.any("ancestor", ancestor)
-        && filters.any("network", |n| inspect::endpoints(world, container).any(|(name, e)| name == n || e.spec.network.as_str().starts_with(n)))
-        && filters.any("volume", |v| spec.mounts.iter().any(|m| m.target() == v || matches!(m, zone::pod::Mount::Volume { volume, .. } if volume.as_str() == v)))
+        && filters.any("network", |n| {
+            inspect::endpoints(world, container).any(|(name, e)| name == n || e.spec.network.as_str().starts_with(n))
+        })
+        && filters.any("volume", |v| {
+            spec.mounts.iter().any(|m| {
+                m.target() == v || matches!(m, zone::pod::Mount::Volume { volume, .. } if volume.as_str() == v)
+            })
+        })
         && filters.any("expose", |p| port(p, &spec.docker["ExposedPorts"]))
         && filters.any("publish", |p| port(p, &spec.docker["HostConfig"]["PortBindings"]))
 }

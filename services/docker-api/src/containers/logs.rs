@@ -102,7 +102,12 @@ impl Wanted {
 ///
 /// # Errors
 /// 400 for wrong parameters.
-pub async fn logs(State(app): State<Arc<App>>, Path(id): Path<String>, version: ApiVersion, params: Params) -> Result<Response> {
+pub async fn logs(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    version: ApiVersion,
+    params: Params,
+) -> Result<Response> {
     let container = app.store.world().container(&id)?;
     let time = |name: &str| params.get(name).filter(|v| *v != "0").map(parse_time).transpose();
     let wanted = Wanted {

@@ -124,7 +124,10 @@ pub fn config_json(raw: &Value, merged: &Merged, hostname: &str) -> Map<String, 
     config.insert("Hostname".into(), json!(hostname));
     config.insert("Domainname".into(), json!(raw["Domainname"].as_str().unwrap_or_default()));
     config.insert("Image".into(), raw["Image"].clone());
-    config.insert("Volumes".into(), if merged.volumes.is_empty() { Value::Null } else { Value::Object(set(&merged.volumes)) });
+    config.insert(
+        "Volumes".into(),
+        if merged.volumes.is_empty() { Value::Null } else { Value::Object(set(&merged.volumes)) },
+    );
     if !merged.exposed.is_empty() {
         config.insert("ExposedPorts".into(), Value::Object(set(&merged.exposed)));
     }
@@ -137,7 +140,8 @@ pub fn config_json(raw: &Value, merged: &Merged, hostname: &str) -> Map<String, 
 /// `HostConfig` as `inspect` shows it: every key of Docker's, with the request's values where it has any.
 #[must_use]
 pub fn host_config_json(raw: &Value) -> Value {
-    const OPTIONAL: [&str; 8] = ["Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs", "KernelMemoryTCP", "CDIDevices"];
+    const OPTIONAL: [&str; 8] =
+        ["Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs", "KernelMemoryTCP", "CDIDevices"];
     let mut config: Map<String, Value> = serde_json::from_str(include_str!("defaults.json")).unwrap_or_default();
     for (key, value) in raw.as_object().into_iter().flatten() {
         if !value.is_null() && (config.contains_key(key) || OPTIONAL.contains(&key.as_str())) {

@@ -93,7 +93,8 @@ impl Plan {
                 "ro" => read_only = true,
                 "nocopy" => no_copy = true,
                 // Means nothing for a volume of a microVM.
-                "rw" | "z" | "Z" | "copy" | "cached" | "delegated" | "consistent" | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => {}
+                "rw" | "z" | "Z" | "copy" | "cached" | "delegated" | "consistent" | "private" | "rprivate"
+                | "shared" | "rshared" | "slave" | "rslave" => {}
                 _ => return Err(Failure::invalid(format!("invalid mode: {option} in volume specification '{bind}'"))),
             }
         }
@@ -104,7 +105,14 @@ impl Plan {
         let mount = if source.is_empty() {
             self.anonymous(target, read_only, no_copy, driver)?
         } else {
-            self.named(world, source, VolumeSpec { driver: driver.into(), ..VolumeSpec::default() }, target, read_only, no_copy)?
+            self.named(
+                world,
+                source,
+                VolumeSpec { driver: driver.into(), ..VolumeSpec::default() },
+                target,
+                read_only,
+                no_copy,
+            )?
         };
         self.add(mount)
     }
@@ -145,12 +153,24 @@ impl Plan {
                 }
             }
             "bind" => return Err(no_host_path(mount.source.as_deref().unwrap_or_default())),
-            other => return Err(Failure::invalid(format!("mounts of type \"{other}\" are not supported yet; use \"volume\" or \"tmpfs\""))),
+            other => {
+                return Err(Failure::invalid(format!(
+                    "mounts of type \"{other}\" are not supported yet; use \"volume\" or \"tmpfs\""
+                )));
+            }
         };
         self.add(made)
     }
 
-    fn named(&mut self, world: &World, name: &str, spec: VolumeSpec, target: String, read_only: bool, no_copy: bool) -> Result<Mount> {
+    fn named(
+        &mut self,
+        world: &World,
+        name: &str,
+        spec: VolumeSpec,
+        target: String,
+        read_only: bool,
+        no_copy: bool,
+    ) -> Result<Mount> {
         let name = names::volume_name(name)?;
         if !world.volumes.contains_key(name) && !self.create.contains_key(name) {
             crate::volumes::check_driver(&spec.driver)?;
@@ -163,7 +183,10 @@ impl Plan {
         crate::volumes::check_driver(driver)?;
         let name = names::new_id()?;
         let labels = BTreeMap::from([("com.docker.volume.anonymous".to_owned(), String::new())]);
-        self.create.insert(name.clone(), VolumeSpec { driver: driver.into(), labels, anonymous: true, ..VolumeSpec::default() });
+        self.create.insert(
+            name.clone(),
+            VolumeSpec { driver: driver.into(), labels, anonymous: true, ..VolumeSpec::default() },
+        );
         Ok(Mount::Volume { volume: VolumeName::new(name), target, read_only, no_copy, anonymous: true })
     }
 }
@@ -236,7 +259,13 @@ mod tests {
     fn a_named_bind_covers_a_declared_volume() {
         let plan = planned(&json!({"Binds": ["db:/data/../data:ro,nocopy"]})).unwrap();
         assert_eq!(plan.create.keys().collect::<Vec<_>>(), ["db"]);
-        let wanted = Mount::Volume { volume: VolumeName::new("db"), target: "/data".into(), read_only: true, no_copy: true, anonymous: false };
+        let wanted = Mount::Volume {
+            volume: VolumeName::new("db"),
+            target: "/data".into(),
+            read_only: true,
+            no_copy: true,
+            anonymous: false,
+        };
         assert_eq!(plan.mounts, [wanted]);
     }
 
@@ -245,7 +274,12 @@ mod tests {
         let plan = planned(&json!({"Tmpfs": {"/run": "size=1m,noexec"}})).unwrap();
         assert_eq!(plan.create.len(), 1);
         assert!(plan.create.values().all(|v| v.anonymous));
-        assert!(plan.mounts.contains(&Mount::Tmpfs { target: "/run".into(), size: 1 << 20, mode: 0, options: "noexec".into() }));
+        assert!(plan.mounts.contains(&Mount::Tmpfs {
+            target: "/run".into(),
+            size: 1 << 20,
+            mode: 0,
+            options: "noexec".into()
+        }));
     }
 
     #[test]

@@ -66,8 +66,20 @@ pub async fn remove_one(app: &App, container: &Container, volumes: bool) -> Resu
 fn operations(world: &World, container: &Container, volumes: bool) -> Vec<Operation> {
     let pod = container.pod.meta.name.as_str();
     let mut operations = vec![Operation::delete::<Pod>(pod)];
-    operations.extend(world.names.iter().filter(|(_, n)| n.spec.pod.as_str() == pod).map(|(name, _)| Operation::delete::<ContainerName>(name)));
-    operations.extend(world.endpoints.iter().filter(|(_, e)| e.spec.pod.as_str() == pod).map(|(id, _)| Operation::delete::<Endpoint>(id)));
+    operations.extend(
+        world
+            .names
+            .iter()
+            .filter(|(_, n)| n.spec.pod.as_str() == pod)
+            .map(|(name, _)| Operation::delete::<ContainerName>(name)),
+    );
+    operations.extend(
+        world
+            .endpoints
+            .iter()
+            .filter(|(_, e)| e.spec.pod.as_str() == pod)
+            .map(|(id, _)| Operation::delete::<Endpoint>(id)),
+    );
     for mount in container.spec().mounts.iter().filter(|_| volumes) {
         if let Mount::Volume { volume, anonymous: true, .. } = mount
             && world.volumes.contains_key(volume.as_str())

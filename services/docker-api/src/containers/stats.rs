@@ -59,7 +59,10 @@ pub async fn stats(State(app): State<Arc<App>>, Path(id): Path<String>, params: 
             }
         }
     });
-    Ok(crate::streams::streaming("application/json", Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    Ok(crate::streams::streaming(
+        "application/json",
+        Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver)),
+    ))
 }
 
 /// A sample; an empty one when the container does not run.

@@ -42,7 +42,8 @@ pub async fn rename(State(app): State<Arc<App>>, Path(id): Path<String>, params:
         for one in spec.containers.iter_mut().filter(|c| c.id == *container.id()) {
             wanted.clone_into(&mut one.name);
         }
-        let holder = ContainerNameSpec { pod: zone::PodId::new(&container.pod.meta.name), container: container.id().clone() };
+        let holder =
+            ContainerNameSpec { pod: zone::PodId::new(&container.pod.meta.name), container: container.id().clone() };
         let mut operations = vec![
             Operation::create::<ContainerName>(wanted, &holder, None)?,
             Operation::delete::<ContainerName>(&old),
@@ -68,12 +69,16 @@ pub async fn rename(State(app): State<Arc<App>>, Path(id): Path<String>, params:
 /// 400 for what is wrong.
 pub async fn update(State(app): State<Arc<App>>, Path(id): Path<String>, body: Bytes) -> Result<Json<Value>> {
     let raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let wanted: HostConfig = serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    let wanted: HostConfig =
+        serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let container = app.store.world().container(&id)?;
-    let policy: Option<&RestartPolicyRequest> = wanted.restart_policy.as_ref().filter(|p| p.name.as_deref().is_some_and(|n| !n.is_empty()));
+    let policy: Option<&RestartPolicyRequest> =
+        wanted.restart_policy.as_ref().filter(|p| p.name.as_deref().is_some_and(|n| !n.is_empty()));
     let named = policy.map(|p| checks::restart_policy(Some(p))).transpose()?;
     if named.is_some() && container.pod.spec.auto_remove {
-        return Err(Failure::invalid("Restart policy cannot be updated because AutoRemove is enabled for the container"));
+        return Err(Failure::invalid(
+            "Restart policy cannot be updated because AutoRemove is enabled for the container",
+        ));
     }
     // The limits belong together, so what is not given is taken from what is there.
     checks::host_config(&HostConfig { restart_policy: None, ..wanted.clone() })?;

@@ -39,7 +39,11 @@ pub async fn remove(State(app): State<Arc<App>>, Path(name): Path<String>, param
         let steps = plan(&world, &image, &name, force)?;
         let mut operations = Vec::new();
         if steps.delete {
-            operations.push(Operation::Delete { kind: "image".into(), name: image.meta.name.clone(), revision: Some(image.meta.revision) });
+            operations.push(Operation::Delete {
+                kind: "image".into(),
+                name: image.meta.name.clone(),
+                revision: Some(image.meta.revision),
+            });
         } else {
             let mut spec = image.spec.clone();
             spec.tags.retain(|t| !steps.untag.contains(t));
@@ -72,7 +76,15 @@ impl Steps {
                 .filter(|i| i.meta.name != image.meta.name)
                 .flat_map(|i| i.status.layers.iter().map(|l| l.id.as_str()))
                 .collect();
-            list.extend(image.status.layers.iter().rev().filter(|l| !others.contains(l.id.as_str())).map(|l| json!({"Deleted": l.id})));
+            list.extend(
+                image
+                    .status
+                    .layers
+                    .iter()
+                    .rev()
+                    .filter(|l| !others.contains(l.id.as_str()))
+                    .map(|l| json!({"Deleted": l.id})),
+            );
         }
         Value::Array(list)
     }
@@ -96,16 +108,24 @@ fn plan(world: &World, image: &Resource<Image>, name: &str, force: bool) -> Resu
         }
         return Ok(Steps { untag: vec![tag], delete: users.is_empty() });
     }
-    let refuse = |how: &str, why: String| Failure::conflict(format!("conflict: unable to delete {} ({how}) - {why}", short(&image.meta.name)));
+    let refuse = |how: &str, why: String| {
+        Failure::conflict(format!("conflict: unable to delete {} ({how}) - {why}", short(&image.meta.name)))
+    };
     if let Some(user) = running {
-        return Err(refuse("cannot be forced", format!("image is being used by running container {}", user.id().short())));
+        return Err(refuse(
+            "cannot be forced",
+            format!("image is being used by running container {}", user.id().short()),
+        ));
     }
-    let repositories: BTreeSet<&str> = image.spec.tags.iter().filter_map(|t| t.rsplit_once(':')).map(|(repository, _)| repository).collect();
+    let repositories: BTreeSet<&str> =
+        image.spec.tags.iter().filter_map(|t| t.rsplit_once(':')).map(|(repository, _)| repository).collect();
     if repositories.len() > 1 && !force {
         return Err(refuse("must be forced", "image is referenced in multiple repositories".into()));
     }
     match users.first() {
-        Some(user) if !force => Err(refuse("must be forced", format!("image is being used by stopped container {}", user.id().short()))),
+        Some(user) if !force => {
+            Err(refuse("must be forced", format!("image is being used by stopped container {}", user.id().short())))
+        }
         user => Ok(Steps { untag: image.spec.tags.clone(), delete: user.is_none() }),
     }
 }
@@ -128,7 +148,11 @@ pub async fn prune(State(app): State<Arc<App>>, params: Params) -> Result<Json<V
         if !wanted {
             continue;
         }
-        let delete = Operation::Delete { kind: "image".into(), name: image.meta.name.clone(), revision: Some(image.meta.revision) };
+        let delete = Operation::Delete {
+            kind: "image".into(),
+            name: image.meta.name.clone(),
+            revision: Some(image.meta.revision),
+        };
         match app.store.transact(vec![delete]).await {
             Ok(()) => {
                 reclaimed += image.status.size;

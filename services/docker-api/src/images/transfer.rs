@@ -1,11 +1,11 @@
 //! Images that come and go: pull, import, load, save, push. Bodies are streamed through, never held.
 
 use super::find_or_refresh;
+use crate::App;
 use crate::errors::{Failure, Result};
 use crate::filters::Params;
 use crate::names::Reference;
 use crate::proxy::{encode, to_images};
-use crate::App;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -20,7 +20,9 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, headers: Header
     let path = match (params.get("fromImage"), params.get("fromSrc")) {
         (Some(image), _) => pull_path(image, &params)?,
         (None, Some("-")) => import_path(&params)?,
-        (None, Some(_)) => return Err(Failure::invalid("images can be imported from a file (-) only, not from an address")),
+        (None, Some(_)) => {
+            return Err(Failure::invalid("images can be imported from a file (-) only, not from an address"));
+        }
         (None, None) => return Err(Failure::invalid("one of fromImage and fromSrc is needed")),
     };
     to_images(&app, "POST", &path, &headers, body).await.map(as_json)
@@ -89,7 +91,8 @@ pub async fn save(app: &App, names: &[&str], headers: &HeaderMap) -> Result<Resp
     for name in names {
         let image = find_or_refresh(app, name).await?;
         // By its id it is saved without a name, by a reference with it.
-        let tag = Reference::parse(name).ok().map(|r| r.or_latest().full()).filter(|full| image.spec.tags.contains(full));
+        let tag =
+            Reference::parse(name).ok().map(|r| r.or_latest().full()).filter(|full| image.spec.tags.contains(full));
         wanted.push(format!("names={}", encode(tag.as_deref().unwrap_or(&image.meta.name))));
     }
     let path = format!("/save?{}", wanted.join("&"));
@@ -107,8 +110,13 @@ pub async fn save(app: &App, names: &[&str], headers: &HeaderMap) -> Result<Resp
 pub async fn push(app: &App, name: &str, params: &Params, headers: &HeaderMap) -> Result<Response> {
     let text = params.get("tag").map_or_else(|| name.to_owned(), |tag| format!("{name}:{tag}"));
     let reference = Reference::parse(&text)?.or_latest();
-    find_or_refresh(app, &text)
+    find_or_refresh(app, &text).await.map_err(|_| {
+        Failure::not_found(format!(
+            "An image does not exist locally with the tag: {}",
+            crate::names::familiar(&reference.repository)
+        ))
+    })?;
+    to_images(app, "POST", &format!("/push?image={}", encode(&reference.full())), headers, Body::empty())
         .await
-        .map_err(|_| Failure::not_found(format!("An image does not exist locally with the tag: {}", crate::names::familiar(&reference.repository))))?;
-    to_images(app, "POST", &format!("/push?image={}", encode(&reference.full())), headers, Body::empty()).await.map(as_json)
+        .map(as_json)
 }

@@ -40,14 +40,19 @@ fn stopped(world: &World, key: &str) -> Result<Container> {
 /// 501 while the container runs, 403 when it is on the network already.
 pub async fn connect(State(app): State<Arc<App>>, Path(id): Path<String>, body: Bytes) -> Result<StatusCode> {
     let raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let request: Connect = serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    let request: Connect =
+        serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let world = app.store.world();
     let network = find_for_container(&world, &id)?;
     let container = stopped(&world, &request.container)?;
     let pod = PodId::new(&container.pod.meta.name);
     let endpoint_id = EndpointId::of(&pod, &NetworkId::new(&network.meta.name));
     if container.pod.spec.endpoints.contains(&endpoint_id) {
-        return Err(Failure::forbidden(format!("endpoint with name {} already exists in network {}", container.spec().name, network.spec.name)));
+        return Err(Failure::forbidden(format!(
+            "endpoint with name {} already exists in network {}",
+            container.spec().name,
+            network.spec.name
+        )));
     }
     let config = request.endpoint_config.unwrap_or_default();
     let made = endpoint(&network, &pod, container.id(), &container.spec().name, None, &config)?;
@@ -59,7 +64,10 @@ pub async fn connect(State(app): State<Arc<App>>, Path(id): Path<String>, body: 
         }
         one.docker["NetworkingConfig"]["EndpointsConfig"][&network.spec.name] = raw["EndpointConfig"].clone();
     }
-    let operations = vec![Operation::create::<Endpoint>(endpoint_id.as_str(), &made, None)?, Operation::update_spec::<Pod>(&container.pod, &spec)?];
+    let operations = vec![
+        Operation::create::<Endpoint>(endpoint_id.as_str(), &made, None)?,
+        Operation::update_spec::<Pod>(&container.pod, &spec)?,
+    ];
     app.store.transact(operations).await?;
     Ok(StatusCode::OK)
 }
@@ -75,11 +83,16 @@ pub async fn disconnect(State(app): State<Arc<App>>, Path(id): Path<String>, bod
     let container = stopped(&world, &request.container)?;
     let gone = EndpointId::of(&PodId::new(&container.pod.meta.name), &NetworkId::new(&network.meta.name));
     if !container.pod.spec.endpoints.contains(&gone) {
-        return Err(Failure::forbidden(format!("container {} is not connected to network {}", container.id(), network.spec.name)));
+        return Err(Failure::forbidden(format!(
+            "container {} is not connected to network {}",
+            container.id(),
+            network.spec.name
+        )));
     }
     let mut spec = container.pod.spec.clone();
     spec.endpoints.retain(|e| *e != gone);
-    let operations = vec![Operation::delete::<Endpoint>(gone.as_str()), Operation::update_spec::<Pod>(&container.pod, &spec)?];
+    let operations =
+        vec![Operation::delete::<Endpoint>(gone.as_str()), Operation::update_spec::<Pod>(&container.pod, &spec)?];
     app.store.transact(operations).await?;
     Ok(StatusCode::OK)
 }

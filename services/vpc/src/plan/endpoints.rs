@@ -103,7 +103,11 @@ fn one(
     status
 }
 
-fn choose(endpoint: &Resource<Endpoint>, network: &NetworkPlan, taken: &BTreeSet<Ipv4Addr>) -> Result<Ipv4Addr, String> {
+fn choose(
+    endpoint: &Resource<Endpoint>,
+    network: &NetworkPlan,
+    taken: &BTreeSet<Ipv4Addr>,
+) -> Result<Ipv4Addr, String> {
     let subnet = network.subnet;
     match endpoint.spec.requested_ipv4 {
         Some(address) if !subnet.contains(address) || address == subnet.network() || address == subnet.broadcast() => {

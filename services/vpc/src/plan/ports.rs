@@ -65,7 +65,8 @@ impl Ports {
             Some(IpAddr::V6(ip)) => return Err(format!("cannot publish on [{ip}]: only IPv4 addresses are published")),
             Some(ip) => ip,
         };
-        let bound = |host_port| BoundPort { protocol: port.protocol, container_port: port.container_port, host_ip, host_port };
+        let bound =
+            |host_port| BoundPort { protocol: port.protocol, container_port: port.container_port, host_ip, host_port };
         match port.host_port.filter(|p| *p != 0) {
             Some(wanted) if self.is_taken(port.protocol, host_ip, wanted) => {
                 Err(format!("Bind for {host_ip}:{wanted} failed: port is already allocated"))

@@ -104,7 +104,10 @@ fn a_subnet_that_overlaps_is_refused_in_dockers_words() {
     let plan = zone.settle();
     assert!(plan.network_status["a"].ready);
     for id in ["b", "c"] {
-        assert_eq!(plan.network_status[id].error.as_deref(), Some("Pool overlaps with other one on this address space"));
+        assert_eq!(
+            plan.network_status[id].error.as_deref(),
+            Some("Pool overlaps with other one on this address space")
+        );
     }
     assert!(plan.network_status["d"].error.as_deref().unwrap().contains("fd00::/64"));
 }
