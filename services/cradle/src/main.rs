@@ -1,7 +1,8 @@
 //! `kcradle`: one microVM per process.
 //!
 //! Owns the command line and the exit codes: 0 the guest ended, 1 it could not start, 2 it crashed. Everything else is in the
-//! modules, and none of them knows of containers, images or the zone: a bundle's directory goes in, a running guest comes out.
+//! modules. What runs a guest knows nothing of containers, images or the zone: a bundle's directory goes in, a running guest
+//! comes out. [`summon`] makes such a directory of an image, in a process of its own; [`logs`] shows what the guest wrote.
 
 #![allow(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -11,52 +12,55 @@ mod bundle;
 mod bus;
 mod cpu;
 mod epoll;
+mod logs;
 mod memory;
 mod run;
 mod seccomp;
 mod serial;
+mod summon;
 mod vcpu;
 mod virtio;
 mod vm;
 
+use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: kcradle run DIR [--pid-file FILE]";
+const USAGE: &str = "usage: kcradle run DIR [--pid-file FILE]
+       kcradle logs DIR";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
     Run { dir: PathBuf, pid_file: Option<PathBuf> },
+    Summon(summon::args::Options),
+    Logs { dir: PathBuf },
     Help,
 }
 
 fn main() -> ExitCode {
-    let command = match parse(std::env::args_os().skip(1).map(PathBuf::from)) {
-        Ok(command) => command,
+    let usage = format!("{USAGE}\n       {}", summon::args::USAGE);
+    let result = match parse(std::env::args_os().skip(1)) {
         Err(problem) => {
-            say(&format!("{problem}\n{USAGE}"));
+            say(&format!("{problem}\n{usage}"));
             return ExitCode::from(1);
         }
-    };
-    match command {
-        Command::Help => {
-            let _ = writeln!(std::io::stdout(), "{USAGE}");
-            ExitCode::SUCCESS
+        Ok(Command::Help) => {
+            let _ = writeln!(std::io::stdout(), "{usage}");
+            Ok(0)
         }
-        Command::Run { dir, pid_file } => match start(&dir, pid_file.as_deref()) {
-            Ok(code) => ExitCode::from(code),
-            Err(error) => {
-                say(&format!("{error:#}"));
-                ExitCode::from(1)
-            }
+        Ok(Command::Run { dir, pid_file }) => run::run(&dir, pid_file.as_deref()),
+        Ok(Command::Summon(options)) => summon::summon(&options).map(|()| 0),
+        Ok(Command::Logs { dir }) => logs::logs(&dir, std::io::stdout().lock(), std::io::stderr().lock()).map(|()| 0),
+    };
+    result.map_or_else(
+        |error| {
+            say(&format!("{error:#}"));
+            ExitCode::from(1)
         },
-    }
-}
-
-fn start(dir: &Path, pid_file: Option<&Path>) -> anyhow::Result<u8> {
-    run::run(dir, pid_file)
+        ExitCode::from,
+    )
 }
 
 /// One line for people, on stderr.
@@ -64,26 +68,32 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "kcradle: {line}");
 }
 
-fn parse(mut args: impl Iterator<Item = PathBuf>) -> Result<Command, String> {
+fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
     let verb = args.next().ok_or("a command is missing")?;
     match verb.to_str() {
-        Some("run") => {
-            let dir = args.next().ok_or("run needs the bundle's directory")?;
-            let pid_file = match args.next() {
-                None => None,
-                Some(flag) if flag.as_os_str() == "--pid-file" => {
-                    Some(args.next().ok_or("--pid-file needs a file name")?)
-                }
-                Some(other) => return Err(format!("run does not know {}", other.display())),
-            };
-            match args.next() {
-                None => Ok(Command::Run { dir, pid_file }),
-                Some(other) => Err(format!("run does not know {}", other.display())),
-            }
+        Some("run") => parse_run(args),
+        Some("summon") => summon::args::parse(args).map(Command::Summon),
+        Some("logs") => {
+            let dir = args.next().ok_or("logs needs the bundle's directory")?.into();
+            end(args, "logs").map(|()| Command::Logs { dir })
         }
         Some("-h" | "--help" | "help") => Ok(Command::Help),
         _ => Err(format!("there is no command {}", verb.display())),
     }
+}
+
+fn parse_run(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
+    let dir = args.next().ok_or("run needs the bundle's directory")?.into();
+    let pid_file = match args.next() {
+        None => None,
+        Some(flag) if flag == "--pid-file" => Some(args.next().ok_or("--pid-file needs a file name")?.into()),
+        Some(other) => return Err(format!("run does not know {}", other.display())),
+    };
+    end(args, "run").map(|()| Command::Run { dir, pid_file })
+}
+
+fn end(mut args: impl Iterator<Item = OsString>, verb: &str) -> Result<(), String> {
+    args.next().map_or(Ok(()), |other| Err(format!("{verb} does not know {}", other.display())))
 }
 
 #[cfg(test)]
@@ -91,7 +101,7 @@ mod tests {
     use super::*;
 
     fn parsed(args: &[&str]) -> Result<Command, String> {
-        parse(args.iter().map(PathBuf::from))
+        parse(args.iter().map(OsString::from))
     }
 
     #[test]
@@ -107,6 +117,8 @@ mod tests {
     fn what_is_missing_or_unknown_is_named() {
         assert_eq!(parsed(&["run"]), Err("run needs the bundle's directory".into()));
         assert_eq!(parsed(&["run", "/b", "--x"]), Err("run does not know --x".into()));
+        assert_eq!(parsed(&["logs"]), Err("logs needs the bundle's directory".into()));
+        assert_eq!(parsed(&["logs", "/b", "x"]), Err("logs does not know x".into()));
         assert_eq!(parsed(&["walk"]), Err("there is no command walk".into()));
     }
 }
