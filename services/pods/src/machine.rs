@@ -292,6 +292,14 @@ fn at_rest(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> St
         };
     }
     if spec.starts > status.starts {
+        if facts.booted && facts.last_run > status.run {
+            // The log knows a run that the status does not: the start was carried out, and a power cut took the status.
+            return change(status, |s| {
+                s.phase = Phase::Running;
+                s.starts = spec.starts;
+                s.run = facts.last_run;
+            });
+        }
         return begin(spec, status, facts, 0);
     }
     if facts.booted

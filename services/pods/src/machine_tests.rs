@@ -279,6 +279,16 @@ fn after_a_boot_what_ran_and_should_starts_again_and_the_rest_is_exited() {
 }
 
 #[test]
+fn a_run_whose_status_a_power_cut_took_has_ended_and_does_not_start_by_itself() {
+    let spec = spec(Desired::Running, 1);
+    let mut now = PodStatus { phase: Phase::Created, uid: Some(200_000), ..PodStatus::default() };
+    let mut facts = Facts { prepared: true, booted: true, last_run: 1, ..Facts::default() };
+    let actions = settle_down(&spec, &mut now, &mut facts, 0);
+    assert!(actions.is_empty(), "{actions:?}");
+    assert_eq!((now.phase, now.run, now.containers[&ContainerId::new(ID)].exit_code), (Phase::Exited, 1, 255));
+}
+
+#[test]
 fn killed_between_status_and_launch_the_service_launches_when_it_comes_back() {
     let facts = Facts { prepared: true, ..Facts::default() };
     assert_eq!(action(&decide(&spec(Desired::Running, 1), &status(Phase::Starting), &facts, 0)), Action::Launch);
