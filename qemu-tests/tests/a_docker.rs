@@ -194,6 +194,36 @@ fn t14_a_volume_keeps_files_beyond_the_container() {
 }
 
 #[test]
+fn t14b_a_block_volume_keeps_files_and_is_one_pods_at_a_time() {
+    busybox();
+    let _clean = CleanUp::containers(&["holder"]);
+    let _ = docker(&["volume", "rm", "-f", "blocks"]);
+    let _ = docker(&["volume", "create", "--driver", "lv2", "-o", "size=1G", "blocks"]).ok();
+    let _ = docker(&["run", "--rm", "-v", "blocks:/data", "busybox", "sh", "-c", "echo kept > /data/file"]).ok();
+    let _ = docker(&[
+        "run",
+        "-d",
+        "--name",
+        "holder",
+        "-v",
+        "blocks:/data",
+        "busybox",
+        "sh",
+        "-c",
+        "cat /data/file; sleep 600",
+    ])
+    .ok();
+    wait_for("the file's text", || {
+        let logs = docker(&["logs", "holder"]).ok();
+        if logs == "kept\n" { Ok(()) } else { Err(logs) }
+    });
+    let second = docker(&["run", "--rm", "-v", "blocks:/data", "busybox", "true"]);
+    assert!(second.code != 0 && second.err.contains("blocks"), "{} {}", second.code, second.err);
+    let _ = docker(&["rm", "-f", "holder"]).ok();
+    let _ = docker(&["volume", "rm", "blocks"]).ok();
+}
+
+#[test]
 fn t15_containers_on_a_network_find_each_other_by_name_and_others_do_not() {
     busybox();
     let _clean = CleanUp::containers(&["one", "stranger"]);

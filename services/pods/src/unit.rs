@@ -144,6 +144,14 @@ pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
     argv.extend(["--inh-caps=-all".into(), "--bounding-set=-all".into(), "--no-new-privs".into(), "--".into()]);
     argv.extend([unit.kcradle.display().to_string(), "run".into(), unit.bundle.display().to_string()]);
     let writable: Vec<String> = unit.writable.iter().map(|p| p.display().to_string()).collect();
+    // A block volume is opened by systemd inside the unit's control group, whose device rules count for it.
+    let volumes = unit.files.iter().map(|f| f.path.display().to_string());
+    let devices: Vec<(String, String)> = ["/dev/kvm", "/dev/net/tun"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(volumes)
+        .map(|device| (device, "rw".to_owned()))
+        .collect();
     let mut properties = common(format!("microVM of pod {}", unit.pod.short()), "kraud-pods.slice");
     properties.extend([
         ("ExecStart", exec(&argv)),
@@ -151,10 +159,7 @@ pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
         ("ReadWritePaths", Variant::from(writable)),
         ("CapabilityBoundingSet", Variant::from(CAP_SETUID | CAP_SETGID | CAP_SETPCAP)),
         ("RestrictNamespaces", Variant::from(0u64)),
-        (
-            "DeviceAllow",
-            Variant::from(vec![("/dev/kvm".to_owned(), "rw".to_owned()), ("/dev/net/tun".to_owned(), "rw".to_owned())]),
-        ),
+        ("DeviceAllow", Variant::from(devices)),
         ("MemoryMax", Variant::from((u64::from(unit.memory_mib) + MONITOR_MIB) << 20)),
         ("TasksMax", Variant::from(MONITOR_TASKS)),
         ("TimeoutStopUSec", Variant::from(5_000_000u64)),
