@@ -88,6 +88,9 @@ pub struct Boot {
     /// Forget the zone that was: new disks
     #[arg(long)]
     pub fresh: bool,
+    /// Give the zone a network of its own, which this computer is not part of, instead of forwarded ports (needs root)
+    #[arg(long, conflicts_with_all = ["web_port", "docker_port"])]
+    pub lan: bool,
     /// Port on 127.0.0.1 for the web page; default: 8443, or a free one
     #[arg(long, value_name = "PORT")]
     pub web_port: Option<u16>,

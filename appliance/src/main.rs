@@ -5,7 +5,7 @@ use appliance::build::{self, BuildOptions, Built, Variant};
 use appliance::machine::door::Door;
 use appliance::machine::report::{Report, print, say};
 use appliance::machine::state::{Plan, StateDir};
-use appliance::machine::{bench, control, env, flash, run, suite, supervisor};
+use appliance::machine::{bench, control, env, flash, lan, run, suite, supervisor};
 use clap::Parser;
 use cli::{Cli, Command};
 use std::os::unix::ffi::OsStringExt;
@@ -134,6 +134,7 @@ fn machine_options(machine: &cli::Machine) -> run::Options {
         unsafe_cache: false,
         deadline_s: machine.deadline,
         console_journal: machine.console_journal,
+        lan: false,
     }
 }
 
@@ -141,6 +142,7 @@ fn boot_options(boot: &cli::Boot) -> run::Options {
     run::Options {
         detach: boot.detach,
         fresh: boot.fresh,
+        lan: boot.lan,
         web_port: boot.web_port,
         docker_port: boot.docker_port,
         ..machine_options(&boot.machine)
@@ -204,7 +206,9 @@ fn print_env(dir: &StateDir) -> Result<()> {
 }
 
 fn door(dir: &StateDir) -> Result<Door> {
-    Door::of(dir, &dir.require_running()?)
+    let zone = dir.require_running()?;
+    lan::join(&zone)?;
+    Door::of(dir, &zone)
 }
 
 fn exit_code(code: u32) -> ExitCode {

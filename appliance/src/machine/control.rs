@@ -1,5 +1,6 @@
 //! `stop`, `kill` and `status` of a running zone, through its supervisor.
 
+use super::lan;
 use super::report::print;
 use super::state::{Phase, StateDir, Zone};
 use anyhow::{Context, Result, bail};
@@ -59,17 +60,23 @@ fn describe(dir: &StateDir, zone: &Zone, now: u64) -> String {
     let up = now.saturating_sub(zone.started);
     let plan = &zone.plan;
     let machine = if plan.kvm { "KVM" } else { "emulated" };
+    let published = match &zone.published[..] {
+        _ if plan.lan => "at the zone's own address".into(),
+        [] => "nothing".into(),
+        ports => ports.join(" "),
+    };
     let mut rows = vec![
         ("state", phase),
         ("running for", format!("{}:{:02}:{:02}", up / 3600, up / 60 % 60, up % 60)),
         ("machine", format!("{machine}, {} CPUs, {} MiB, process {}", plan.cpus, plan.memory_mib, zone.pid)),
         ("image", plan.image_sha256.chars().take(16).collect()),
-        ("web page", format!("https://127.0.0.1:{}/", plan.ports.web)),
+        ("web page", format!("https://{}:{}/", plan.address(), plan.ports.web)),
         ("pairing code", zone.pairing_code.clone().unwrap_or_else(|| "not known yet".into())),
-        ("Docker API", format!("tcp://127.0.0.1:{}", plan.ports.docker)),
-        ("published", if zone.published.is_empty() { "nothing".into() } else { zone.published.join(" ") }),
+        ("Docker API", format!("tcp://{}:{}", plan.address(), plan.ports.docker)),
+        ("published", published),
         ("state in", dir.path().display().to_string()),
     ];
+    rows.extend(lan::namespace(zone).map(|path| ("network", format!("nsenter --net={} COMMAND", path.display()))));
     rows.extend(zone.notes.iter().map(|note| ("note", note.clone())));
     let rows: Vec<String> = rows.into_iter().map(|(name, value)| format!("{name:<13} {value}")).collect();
     rows.join("\n")

@@ -6,7 +6,7 @@ use ::door::wire::{self, CHUNK, Kind, Request};
 use anyhow::{Context, Result, bail};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{self, IsTerminal, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Where the door is and what opens it.
 #[derive(Clone, Debug)]
 pub struct Door {
-    port: u16,
+    address: SocketAddr,
     token: String,
 }
 
@@ -32,10 +32,10 @@ pub struct Output {
 }
 
 impl Door {
-    /// The door with this token on a port of 127.0.0.1.
+    /// The door with this token.
     #[must_use]
-    pub fn new(port: u16, token: String) -> Self {
-        Self { port, token }
+    pub fn new(address: SocketAddr, token: String) -> Self {
+        Self { address, token }
     }
 
     /// The door of a running zone.
@@ -45,12 +45,11 @@ impl Door {
     pub fn of(dir: &StateDir, zone: &Zone) -> Result<Self> {
         let path = dir.file("door-token");
         let token = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self::new(zone.plan.ports.door, token))
+        Ok(Self::new((zone.plan.address(), zone.plan.ports.door).into(), token))
     }
 
     fn start(&self, request: &Request, timeout: Duration) -> Result<TcpStream> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-        let mut stream = TcpStream::connect_timeout(&address, timeout).context("cannot connect to the door")?;
+        let mut stream = TcpStream::connect_timeout(&self.address, timeout).context("cannot connect to the door")?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         wire::write_frame(&mut stream, Kind::Auth, self.token.as_bytes()).context("the door does not listen")?;
@@ -157,8 +156,18 @@ impl Door {
             }
         });
         drop(raw);
-        code
+        match code {
+            // A reader that has seen enough: what a shell says of a program that SIGPIPE ends.
+            Err(error) if broken_pipe(&error) => Ok(128 + 13),
+            code => code,
+        }
     }
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    // Not when the connection to the zone broke: that is told.
+    error.to_string().starts_with("cannot write to std")
+        && error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Takes frames until the exit status; `take` gets output (`true`: error output).
@@ -251,9 +260,9 @@ mod tests {
 
     fn serve() -> Door {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let address = listener.local_addr().unwrap();
         std::thread::spawn(move || ::door::server::serve(&listener, TOKEN.as_bytes()));
-        Door::new(port, TOKEN.into())
+        Door::new(address, TOKEN.into())
     }
 
     const TIMEOUT: Duration = Duration::from_secs(30);

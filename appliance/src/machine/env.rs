@@ -1,21 +1,29 @@
 //! `cargo appliance env`: the zone as shell variables.
 
+use super::lan;
 use super::state::{StateDir, Zone};
 use std::path::{Path, PathBuf};
 
 /// The variables, in the order in which they are printed.
 #[must_use]
 pub fn variables(dir: &StateDir, zone: &Zone) -> Vec<(&'static str, String)> {
-    let ports = zone.plan.ports;
+    let (address, ports) = (zone.plan.address(), zone.plan.ports);
     let mut out = vec![
-        ("DOCKER_HOST", format!("tcp://127.0.0.1:{}", ports.docker)),
+        ("DOCKER_HOST", format!("tcp://{address}:{}", ports.docker)),
         ("DOCKER_TLS_VERIFY", "1".into()),
         ("DOCKER_CERT_PATH", dir.client_dir().display().to_string()),
-        ("KRAUD_WEB", format!("https://127.0.0.1:{}/", ports.web)),
+        ("KRAUD_WEB", format!("https://{address}:{}/", ports.web)),
         ("KRAUD_PAIRING_CODE", zone.pairing_code.clone().unwrap_or_default()),
-        ("KRAUD_DOOR", format!("127.0.0.1:{}", ports.door)),
+        ("KRAUD_DOOR", format!("{address}:{}", ports.door)),
         ("KRAUD_STATE", dir.path().display().to_string()),
     ];
+    if let Some(namespace) = lan::namespace(zone) {
+        let namespace = namespace.display();
+        // The way to run a command where the zone is: `$KRAUD_LAN_ENTER docker ps`.
+        out.push(("KRAUD_LAN_ENTER", format!("nsenter --net={namespace}")));
+        out.push(("KRAUD_LAN_NETNS", namespace.to_string()));
+        out.push(("KRAUD_LAN_ADDRESS", address.to_string()));
+    }
     if let Some(docker) = docker_cli(&zone.plan.tools) {
         out.push(("KRAUD_DOCKER", docker.display().to_string()));
     }

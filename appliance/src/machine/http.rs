@@ -7,7 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use std::time::Duration;
 const MAX_HEADERS: u64 = 64 * 1024;
 const MAX_BODY: u64 = 16 << 20;
 
-/// Talks to one port of 127.0.0.1.
+/// Talks to one address.
 #[derive(Clone, Debug)]
 pub struct Client {
-    port: u16,
+    address: SocketAddr,
     tls: Arc<ClientConfig>,
 }
 
@@ -38,7 +38,7 @@ impl Client {
     ///
     /// # Errors
     /// When one of the files is missing or is not what it should be.
-    pub fn new(port: u16, dir: &Path) -> Result<Self> {
+    pub fn new(address: SocketAddr, dir: &Path) -> Result<Self> {
         let read = |name: &str| {
             let path = dir.join(name);
             std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
@@ -55,18 +55,18 @@ impl Client {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain.context("cert.pem is damaged")?, key)
             .context("cert.pem and key.pem do not belong together")?;
-        Ok(Self { port, tls: Arc::new(tls) })
+        Ok(Self { address, tls: Arc::new(tls) })
     }
 
     fn connect(&self, path: &str, timeout: Duration) -> Result<(Transport, Head)> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-        let tcp = TcpStream::connect_timeout(&address, timeout).context("cannot connect")?;
+        let tcp = TcpStream::connect_timeout(&self.address, timeout).context("cannot connect")?;
         tcp.set_read_timeout(Some(timeout))?;
         tcp.set_write_timeout(Some(timeout))?;
-        let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
+        let name = ServerName::from(self.address.ip());
         let session = ClientConnection::new(Arc::clone(&self.tls), name).context("cannot start TLS")?;
         let mut stream = StreamOwned::new(session, tcp);
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: appliance\r\nConnection: close\r\n\r\n")
+        let host = self.address.ip();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: appliance\r\nConnection: close\r\n\r\n")
             .context("no TLS connection")?;
         let mut reader = BufReader::new(stream);
         let head = read_head(&mut reader)?;

@@ -18,6 +18,7 @@ pub mod flash;
 pub mod forwards;
 pub mod host;
 pub mod http;
+pub mod lan;
 pub mod qemu;
 pub mod qmp;
 pub mod ready;

@@ -1,5 +1,6 @@
 //! QEMU's command line for a zone. Only builds it; nothing is started here.
 
+use super::lan;
 use super::state::{Plan, StateDir};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -7,9 +8,10 @@ use std::path::Path;
 
 /// The name of the network backend, for adding forwards later.
 pub const NETDEV: &str = "uplink";
-/// Ports in the guest.
-const GUEST_WEB: u16 = 443;
-const GUEST_DOCKER: u16 = 2376;
+/// The web page's port in the guest.
+pub const GUEST_WEB: u16 = 443;
+/// The Docker API's port in the guest.
+pub const GUEST_DOCKER: u16 = 2376;
 
 /// `prefix` and a path as one value of an option list, where a comma is doubled.
 fn with_path(prefix: &str, path: &Path, suffix: &str) -> OsString {
@@ -39,12 +41,7 @@ pub fn arguments(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
     out.extend(firmware(dir, plan));
     out.extend(disks(dir, plan));
     let mut add = |words: &[&str]| out.extend(words.iter().map(OsString::from));
-    add(&[
-        "-netdev",
-        &netdev(plan),
-        "-device",
-        &format!("virtio-net-pci,netdev={NETDEV},mac=52:54:00:6b:72:61,romfile="),
-    ]);
+    add(&["-netdev", &netdev(plan), "-device", &format!("virtio-net-pci,netdev={NETDEV},mac={},romfile=", lan::MAC)]);
     add(&["-device", "virtio-rng-pci"]);
     out.extend(["-serial".into(), with_path("file:", &dir.serial_log(), "")]);
     out.extend(["-qmp".into(), with_path("unix:", &dir.qmp_socket(), ",server=on,wait=off")]);
@@ -83,6 +80,9 @@ fn disks(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
 }
 
 fn netdev(plan: &Plan) -> String {
+    if plan.lan {
+        return format!("tap,id={NETDEV},ifname={},script=no,downscript=no", lan::TAP);
+    }
     let ports = plan.ports;
     let forwards = [(ports.web, GUEST_WEB), (ports.docker, GUEST_DOCKER), (ports.door, ::door::PORT)];
     let forwards = forwards.map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
@@ -112,6 +112,7 @@ mod tests {
             unsafe_cache: false,
             deadline_s: 600,
             console_journal: false,
+            lan: false,
         }
     }
 
@@ -136,6 +137,12 @@ mod tests {
         assert_eq!(netdev.matches("hostfwd=").count(), 3);
         assert_eq!(netdev.matches("hostfwd=tcp:127.0.0.1:").count(), 3);
         assert!(netdev.contains("hostfwd=tcp:127.0.0.1:8443-:443,"));
+    }
+
+    #[test]
+    fn on_its_own_network_nothing_is_forwarded() {
+        let netdev = netdev(&Plan { lan: true, ..plan(false) });
+        assert_eq!(netdev, "tap,id=uplink,ifname=zone0,script=no,downscript=no");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::door::Door;
 use super::http::Client;
 use super::state::{Ports, StateDir};
 use anyhow::{Context, Result, bail};
+use std::net::Ipv4Addr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub struct Waiter<'a> {
     /// Where the certificates go.
     pub dir: &'a StateDir,
     /// Where the zone answers.
+    pub address: Ipv4Addr,
+    /// On which ports.
     pub ports: Ports,
     /// Its door.
     pub door: Door,
@@ -51,13 +54,13 @@ impl Waiter<'_> {
         self.certificates()?;
         let dir = self.dir.client_dir();
         step("waiting for the Docker API");
-        let docker = Client::new(self.ports.docker, &dir)?;
+        let docker = Client::new((self.address, self.ports.docker).into(), &dir)?;
         self.poll("the Docker API", || match docker.get("/_ping", ANSWER)? {
             answer if answer.status == 200 => Ok(()),
             answer => bail!("/_ping answers {}", answer.status),
         })?;
         step("waiting for the web page");
-        let web = Client::new(self.ports.web, &dir)?;
+        let web = Client::new((self.address, self.ports.web).into(), &dir)?;
         self.poll("the web page", || match web.get("/", ANSWER)? {
             answer if answer.status < 500 => Ok(()),
             answer => bail!("/ answers {}", answer.status),
@@ -116,8 +119,9 @@ mod tests {
         let dir = StateDir::at(temp.path().join("zone")).unwrap();
         let (_keep, cancel) = std::sync::mpsc::channel();
         let ports = Ports { web: 1, docker: 1, door: 1 };
-        let door = Door::new(1, String::new());
-        let waiter = Waiter { dir: &dir, ports, door, until: Instant::now(), cancel: &cancel };
+        let door = Door::new(([127, 0, 0, 1], 1).into(), String::new());
+        let waiter =
+            Waiter { dir: &dir, address: Ipv4Addr::LOCALHOST, ports, door, until: Instant::now(), cancel: &cancel };
         let error = format!("{:#}", waiter.wait(|_| {}).unwrap_err());
         assert!(error.contains("no answer from the door") && error.contains("cannot connect"), "{error}");
     }
@@ -129,9 +133,15 @@ mod tests {
         let (keep, cancel) = std::sync::mpsc::channel();
         drop(keep);
         let ports = Ports { web: 1, docker: 1, door: 1 };
-        let door = Door::new(1, String::new());
-        let waiter =
-            Waiter { dir: &dir, ports, door, until: Instant::now() + Duration::from_secs(600), cancel: &cancel };
+        let door = Door::new(([127, 0, 0, 1], 1).into(), String::new());
+        let waiter = Waiter {
+            dir: &dir,
+            address: Ipv4Addr::LOCALHOST,
+            ports,
+            door,
+            until: Instant::now() + Duration::from_secs(600),
+            cancel: &cancel,
+        };
         assert!(waiter.wait(|_| {}).unwrap_err().to_string().contains("stopped"));
     }
 }

@@ -5,9 +5,9 @@
 use super::disks::{self, Prepared};
 use super::host::{self, Acceleration};
 use super::report::{Report, print, say};
-use super::signals;
 use super::state::{Phase, Plan, Ports, StateDir, Zone};
 use super::supervisor::Message;
+use super::{lan, qemu, signals};
 use crate::build::{Built, Tools};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
@@ -41,6 +41,8 @@ pub struct Options {
     pub deadline_s: u64,
     /// The guest's journal also goes to `serial.log`.
     pub console_journal: bool,
+    /// A network of its own instead of forwards.
+    pub lan: bool,
 }
 
 /// What is booted, and with what.
@@ -114,6 +116,9 @@ pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
             "a zone runs on this computer already (process {pid}): use it (`cargo appliance status`), or end it with `cargo appliance stop`"
         );
     }
+    if options.lan {
+        lan::check()?;
+    }
     host::check_memory(options.memory_mib)?;
     host::check_space(dir.path(), MIN_SPACE_MIB)
 }
@@ -157,12 +162,18 @@ pub fn run(dir: &StateDir, image: &Image, options: &Options) -> Result<()> {
 
 fn plan(dir: &StateDir, image: &Image, options: &Options) -> Result<Plan> {
     let before: Option<Plan> = dir.read_json("plan.json").unwrap_or(None);
-    let before = before.map_or(Ports { web: 8443, docker: 2376, door: ::door::PORT }, |plan| plan.ports);
-    let ports = Ports {
-        web: host::pick_port("the web page", "--web-port", options.web_port, before.web)?,
-        docker: host::pick_port("the Docker API", "--docker-port", options.docker_port, before.docker)?,
-        door: host::pick_port("the exec door", "--door-port", None, before.door)?,
+    let before = before
+        .filter(|plan| !plan.lan)
+        .map_or(Ports { web: 8443, docker: 2376, door: ::door::PORT }, |plan| plan.ports);
+    let guests = Ports { web: qemu::GUEST_WEB, docker: qemu::GUEST_DOCKER, door: ::door::PORT };
+    let forwarded = || -> Result<Ports> {
+        Ok(Ports {
+            web: host::pick_port("the web page", "--web-port", options.web_port, before.web)?,
+            docker: host::pick_port("the Docker API", "--docker-port", options.docker_port, before.docker)?,
+            door: host::pick_port("the exec door", "--door-port", None, before.door)?,
+        })
     };
+    let ports = if options.lan { guests } else { forwarded()? };
     let acceleration = host::acceleration();
     if let Acceleration::Tcg(why) = &acceleration {
         say(&format!("  no usable KVM ({why}): the machine is emulated, which is slow but complete"));
@@ -178,6 +189,7 @@ fn plan(dir: &StateDir, image: &Image, options: &Options) -> Result<Plan> {
         unsafe_cache: options.unsafe_cache,
         deadline_s: options.deadline_s,
         console_journal: options.console_journal,
+        lan: options.lan,
     })
 }
 
@@ -264,22 +276,25 @@ fn wait(dir: &StateDir, supervised: &mut Supervised, started: Instant) -> Result
 }
 
 fn tell(dir: &StateDir, zone: &Zone, started: Instant) {
-    let ports = zone.plan.ports;
+    let (address, ports) = (zone.plan.address(), zone.plan.ports);
     let certificates = dir.client_dir();
     let certificates = certificates.display();
     debug_assert_eq!(zone.phase, Phase::Ready);
     print(&format!(
         "The zone answers after {:.0} s.\n\
-         \x20 web page        https://127.0.0.1:{}/\n\
+         \x20 web page        https://{address}:{}/\n\
          \x20 pairing code    {}\n\
          \x20 docker          eval \"$(cargo appliance env)\"\n\
          \x20 docker context  docker context create kraud --docker \
-         \"host=tcp://127.0.0.1:{},ca={certificates}/ca.pem,cert={certificates}/cert.pem,key={certificates}/key.pem\"",
+         \"host=tcp://{address}:{},ca={certificates}/ca.pem,cert={certificates}/cert.pem,key={certificates}/key.pem\"",
         started.elapsed().as_secs_f64(),
         ports.web,
         zone.pairing_code.as_deref().unwrap_or("(none)"),
         ports.docker,
     ));
+    if let Some(namespace) = lan::namespace(zone) {
+        print(&format!("  its network     nsenter --net={} COMMAND", namespace.display()));
+    }
 }
 
 /// Stays until the zone ends; the first signal stops it, the second cuts its power.

@@ -8,6 +8,7 @@
 //! | `door-token`, `client/*.pem` | secrets: the directory is readable by its owner only |
 //! | `base.img`, `os.qcow2`, `pool.img`, `vars.fd` | the machine's disks and firmware variables |
 //! | `serial.log`, `supervisor.log`, `qmp.sock` | of the running machine |
+//! | `dhcp.*` | of its own network, when it has one |
 //!
 //! `zone.json` counts only while the lock is held: after a crash it is a leftover.
 
@@ -16,12 +17,13 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Where the zone answers on this computer, all on 127.0.0.1.
+/// Where the zone answers: ports of 127.0.0.1, or of its own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     /// The web page (guest 443).
@@ -56,6 +58,17 @@ pub struct Plan {
     /// The guest's journal also goes to its console, and so into `serial.log`.
     #[serde(default)]
     pub console_journal: bool,
+    /// The zone is on a network of its own ([`super::lan`]) instead of behind forwards.
+    #[serde(default)]
+    pub lan: bool,
+}
+
+impl Plan {
+    /// Where the zone answers.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        if self.lan { super::lan::ZONE } else { Ipv4Addr::LOCALHOST }
+    }
 }
 
 /// How far the zone is.

@@ -18,7 +18,7 @@ use super::qmp::Qmp;
 use super::ready::Waiter;
 use super::signals;
 use super::state::{Phase, Plan, StateDir, Zone};
-use super::{qemu, state};
+use super::{lan, qemu, state};
 use crate::build::Tools;
 use anyhow::{Context, Result, bail};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -95,13 +95,15 @@ fn start(dir: StateDir, leash: bool) -> Result<()> {
     let _lock = dir.try_lock()?.context("a zone runs on this computer already: `cargo appliance stop` ends it")?;
     let plan: Plan =
         dir.read_json("plan.json")?.context("there is no plan: start the zone with `cargo appliance run`")?;
+    // Before there are other threads.
+    let _dhcp = if plan.lan { Some(lan::make(&dir, &plan.tools)?) } else { None };
     let (events, inbox) = mpsc::channel();
     let wanted = [signals::SIGINT, signals::SIGTERM, signals::SIGHUP, signals::SIGUSR1];
     signals::forward(&wanted, events.clone(), Event::Signal)?;
     if leash {
         watch_leash(events.clone());
     }
-    let door = Door::new(plan.ports.door, new_token(&dir)?);
+    let door = Door::new((plan.address(), plan.ports.door).into(), new_token(&dir)?);
     let mut child = launch(&dir, &plan)?;
     let pidfd =
         pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch QEMU")?;
@@ -280,11 +282,11 @@ impl Supervisor {
     fn wait_until_ready(&mut self) {
         let (cancel, cancelled) = mpsc::channel();
         self.cancel = Some(cancel);
-        let (dir, ports, door, events) =
-            (self.dir.clone(), self.zone.plan.ports, self.door.clone(), self.events.clone());
+        let (address, ports) = (self.zone.plan.address(), self.zone.plan.ports);
+        let (dir, door, events) = (self.dir.clone(), self.door.clone(), self.events.clone());
         let until = Instant::now() + Duration::from_secs(self.zone.plan.deadline_s);
         std::thread::spawn(move || {
-            let waiter = Waiter { dir: &dir, ports, door, until, cancel: &cancelled };
+            let waiter = Waiter { dir: &dir, address, ports, door, until, cancel: &cancelled };
             let answered = waiter.wait(|step| {
                 let _ = events.send(Event::Step(step.into()));
             });
@@ -294,7 +296,11 @@ impl Supervisor {
     }
 
     fn watch_ports(&mut self) {
-        let client = match Client::new(self.zone.plan.ports.docker, &self.dir.client_dir()) {
+        if self.zone.plan.lan {
+            return;
+        }
+        let plan = &self.zone.plan;
+        let client = match Client::new((plan.address(), plan.ports.docker).into(), &self.dir.client_dir()) {
             Ok(client) => client,
             Err(error) => return self.note(format!("published ports will not appear on this computer: {error:#}")),
         };
