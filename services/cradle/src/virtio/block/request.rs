@@ -164,4 +164,92 @@ mod tests {
             0
         );
     }
+
+    use proptest::prelude::*;
+
+    /// A disk in memory that does the same.
+    fn expected(model: &mut [u8], kind: u32, at: u64, data: &[u8], segment: (u64, u32, u32)) -> u8 {
+        let inside =
+            |at: u64, len: u64| at.checked_add(len).filter(|end| *end <= 8192).map(|end| at as usize..end as usize);
+        match kind {
+            IN => at.checked_mul(512).and_then(|at| inside(at, data.len() as u64)).map_or(STATUS_ERROR, |_| STATUS_OK),
+            OUT => match at.checked_mul(512).and_then(|at| inside(at, data.len() as u64)) {
+                Some(range) if data.len().is_multiple_of(512) => {
+                    model[range].copy_from_slice(data);
+                    STATUS_OK
+                }
+                _ => STATUS_ERROR,
+            },
+            FLUSH => at.checked_mul(512).map_or(STATUS_ERROR, |_| STATUS_OK),
+            DISCARD | WRITE_ZEROES => {
+                let (first, sectors, flags) = segment;
+                if at.checked_mul(512).is_none() || first.checked_mul(512).is_none() {
+                    STATUS_ERROR
+                } else if sectors > MAX_DISCARD_SECTORS || flags & !UNMAP != 0 {
+                    STATUS_UNSUPPORTED
+                } else if sectors == 0 {
+                    STATUS_OK
+                } else if let Some(range) = inside(first * 512, u64::from(sectors) * 512) {
+                    model[range].fill(0);
+                    STATUS_OK
+                } else {
+                    STATUS_ERROR
+                }
+            }
+            _ if at.checked_mul(512).is_none() => STATUS_ERROR,
+            _ => STATUS_UNSUPPORTED,
+        }
+    }
+
+    fn request() -> impl Strategy<Value = (u32, u64, usize, u8, (u64, u32, u32))> {
+        let kind =
+            prop_oneof![Just(IN), Just(OUT), Just(OUT), Just(FLUSH), Just(DISCARD), Just(WRITE_ZEROES), 14..99_u32];
+        let sector = || prop_oneof![8 => 0..18_u64, 1 => any::<u64>()];
+        let len = prop_oneof![3 => (0..20_usize).prop_map(|n| n * 512), 1 => 0..9000_usize];
+        let sectors = prop_oneof![8 => 0..18_u32, 1 => any::<u32>()];
+        let segment = (sector(), sectors, prop_oneof![8 => 0..2_u32, 1 => any::<u32>()]);
+        (kind, sector(), len, any::<u8>(), segment)
+    }
+
+    fn contents(disk: &Extents, mem: &Mem) -> Vec<u8> {
+        assert_eq!(ask(mem, disk, IN, 0, (8192, true)).0, STATUS_OK);
+        let mut got = vec![0; 8192];
+        mem.read_slice(&mut got, GuestAddress(DATA)).unwrap();
+        got
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_requests_leave_what_a_disk_in_memory_would_hold(requests in proptest::collection::vec(request(), 1..30)) {
+            let mem = crate::memory::create(32 << 20, false).unwrap();
+            let disk = disk(false);
+            let mut model = vec![7; 8192];
+            for (kind, sector, len, byte, segment) in requests {
+                let zeroes = matches!(kind, DISCARD | WRITE_ZEROES);
+                let mut data = vec![byte; len];
+                if zeroes {
+                    data = [&segment.0.to_le_bytes()[..], &segment.1.to_le_bytes(), &segment.2.to_le_bytes()].concat();
+                }
+                mem.write_slice(&data, GuestAddress(DATA)).unwrap();
+                let before = model.clone();
+                let expected = expected(&mut model, kind, sector, &data, segment);
+                let (status, written) = ask(&mem, &disk, kind, sector, (data.len() as u32, kind == IN));
+                if zeroes && expected == STATUS_OK && status == STATUS_UNSUPPORTED {
+                    // Not every file system can.
+                    model.clone_from(&before);
+                } else {
+                    prop_assert_eq!(status, expected, "kind {} sector {} len {}", kind, sector, data.len());
+                }
+                prop_assert_eq!(written, if kind == IN && status == STATUS_OK { data.len() as u32 + 1 } else { 1 });
+                let now = contents(&disk, &mem);
+                if zeroes && status == STATUS_OK && now == before {
+                    // A hint that the host's file system did not take.
+                    model = before;
+                }
+                prop_assert!(now == model, "kind {} sector {} len {}", kind, sector, data.len());
+            }
+        }
+    }
 }

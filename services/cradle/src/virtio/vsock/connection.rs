@@ -305,10 +305,13 @@ impl Connection {
     /// Whether there may be something to tell.
     #[must_use]
     pub fn has_something(&self) -> bool {
-        self.request
-            || self.response
-            || self.reset
-            || (!self.gone && !self.connecting && (self.credit || self.untold_ends() != 0 || self.may_read()))
+        let open = !self.connecting && (self.credit || self.untold_ends() != 0 || self.may_read());
+        self.pending() || (!self.gone && open)
+    }
+
+    /// Whether a packet is to be sent whatever else there is. A guest that knows no more of it is told nothing but a reset.
+    fn pending(&self) -> bool {
+        self.reset || (!self.gone && (self.request || self.response))
     }
 
     fn may_read(&self) -> bool {
@@ -403,8 +406,7 @@ impl Connection {
     #[must_use]
     pub fn over(&self) -> bool {
         let delivered = !self.guest_sends && self.inbox.is_empty();
-        let pending = self.request || self.response || self.reset;
         let both_told = self.told == NO_SEND | NO_RECEIVE || (!self.guest_sends && self.told & NO_SEND != 0);
-        !pending && ((self.gone && self.inbox.is_empty()) || (both_told && (delivered || !self.stream_takes)))
+        !self.pending() && ((self.gone && self.inbox.is_empty()) || (both_told && (delivered || !self.stream_takes)))
     }
 }

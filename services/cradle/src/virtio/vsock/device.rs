@@ -334,7 +334,9 @@ impl Sockets {
         if let Some(key) = self.resets.pop_front() {
             return Some(header(key, Op::Reset, 0));
         }
-        while let Some(key) = self.line.pop_front() {
+        // Each has one turn: one that has something to tell but finds no room for it stays in line.
+        for _ in 0..self.line.len() {
+            let Some(key) = self.line.pop_front() else { break };
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.lined_up = false;
             let told = connection.next(buffers);

@@ -10,6 +10,8 @@ const GUEST_PORT: u32 = 5000;
 const DATA: u64 = 0x10_0000;
 const BIG: u32 = 1 << 20;
 
+mod props;
+
 struct Guest {
     sockets: Sockets,
     epoll: Epoll,
@@ -283,4 +285,28 @@ fn nonsense_is_answered_by_a_reset_and_changes_nothing_else() {
     assert!(guest.receive().is_none());
     guest.send(port, AGENT_PORT, Op::Response, 0, &[]);
     assert_eq!(guest.op(), Some((Op::Reset, 0)));
+}
+
+#[test]
+fn a_connection_that_is_reset_before_it_was_answered_is_forgotten() {
+    let mut guest = Guest::new();
+    guest.send(READY_PORT, GUEST_PORT, Op::Request, 0, &[]);
+    guest.send(READY_PORT, GUEST_PORT, Op::Reset, 0, &[]);
+    assert!(guest.receive().is_none() && guest.sockets.connections.is_empty());
+    let _client = UnixStream::connect(guest.dir.path().join("agent")).unwrap();
+    guest.sockets.listener_ready = true;
+    guest.sockets.accept(&guest.epoll).unwrap();
+    guest.send(FIRST_PORT, AGENT_PORT, Op::Reset, 0, &[]);
+    assert!(guest.receive().is_none() && guest.sockets.connections.is_empty());
+}
+
+#[test]
+fn data_that_finds_no_room_waits_for_the_next_buffer() {
+    let mut guest = Guest::new();
+    let (mut client, port) = guest.client();
+    client.write_all(b"hello").unwrap();
+    guest.send(port, AGENT_PORT, Op::CreditUpdate, 0, &[]);
+    guest.event(port, false);
+    assert!(guest.sockets.next(&mut Buffers::default()).is_none());
+    assert_eq!(guest.receive().map(|(op, _, data)| (op, data)), Some((Op::Data, b"hello".to_vec())));
 }
