@@ -102,7 +102,7 @@ fn a_bundle_is_whole_and_names_its_own_files() {
         let container = &spec.containers[0];
         assert_eq!((&*container.args, &*container.env), (&["/bin/a".into(), "b".into()][..], &["X=1".into()][..]));
         assert_eq!((&*container.cwd, &*container.user, &container.upper), ("/w", "5", &Upper::Tmpfs));
-        assert!(spec.nics.is_empty() && spec.now_ns > 0);
+        assert!(spec.nics.is_empty() && spec.now_ns == 0);
     }
 }
 
