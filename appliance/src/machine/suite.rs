@@ -81,5 +81,28 @@ fn cargo(workspace: &Path, args: &[&str], variables: &[(&str, String)]) -> Resul
         super::report::say(&String::from_utf8_lossy(&output.stderr));
         bail!("`cargo {}` ended with {}", args.join(" "), output.status);
     }
+    let times = times(&String::from_utf8_lossy(&output.stderr), args.contains(&"booted"));
+    if !times.is_empty() {
+        print(&times);
+    }
     Ok(())
+}
+
+/// What nextest says at its end, and each test's time where a test is worth a line.
+fn times(said: &str, each: bool) -> String {
+    let wanted =
+        |line: &&str| line.trim_start().starts_with("Summary [") || (each && line.trim_start().starts_with("PASS ["));
+    said.lines().filter(wanted).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::times;
+
+    #[test]
+    fn the_times_of_the_booted_tests_and_the_sum_are_shown() {
+        let said = "  Compiling x\n        PASS [   1.5s] (1/1) a b\n     Summary [   2s] 1 test run: 1 passed\n     Summary [   2s] 2 tests run: 2 passed, 0 skipped";
+        assert!(times(said, true).contains("PASS") && times(said, true).contains("2 passed"));
+        assert_eq!(times(said, false).lines().count(), 2);
+    }
 }
