@@ -171,7 +171,7 @@ pub enum GuestMount {
         /// Copy what the image has at `target` into it when it is empty.
         copy_up: bool,
     },
-    /// A block device with ext4; formatted by the guest when empty.
+    /// A block device with ext4; `storage` has formatted it.
     Block {
         /// Its place in the bundle's list of disks.
         disk: usize,

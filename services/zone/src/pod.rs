@@ -197,8 +197,8 @@ pub struct ContainerSpec {
     /// How large the log file may become, bytes; 0 means the default.
     #[serde(default)]
     pub log_max_bytes: u64,
-    /// The request that created it, kept for `inspect` exactly as it came (Docker's Config with HostConfig and
-    /// NetworkingConfig).
+    /// What `inspect` shows of the request that created it: Docker's Config, merged with the image's, with the completed
+    /// HostConfig and NetworkingConfig.
     #[serde(default)]
     pub docker: serde_json::Value,
 }

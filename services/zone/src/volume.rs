@@ -41,7 +41,7 @@ pub enum VolumeAccess {
         /// On the host.
         path: PathBuf,
     },
-    /// A block device, for one pod at a time. The guest formats it (ext4) when it is empty.
+    /// A block device, for one pod at a time. `storage` formats it (ext4) when it makes it.
     Block {
         /// On the host.
         device: PathBuf,
