@@ -31,6 +31,8 @@ pub enum Command {
     Exec(Exec),
     /// Show the journal of the running zone
     Logs(Logs),
+    /// Give the running zone the services as they are in the sources now, without a new image
+    Swap(Swap),
     /// Show what runs and where it answers
     Status,
     /// Shut the running zone down
@@ -171,6 +173,15 @@ pub struct Exec {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// `swap`.
+#[derive(Args, Clone, Debug)]
+pub struct Swap {
+    #[command(flatten)]
+    pub source: Source,
+    /// Services by name, `cradle` for monitor, guest kernel and agent, or `bali`; default: all that differ
+    pub services: Vec<String>,
 }
 
 /// `logs`.

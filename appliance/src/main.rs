@@ -5,7 +5,7 @@ use appliance::build::{self, BuildOptions, Built, Variant};
 use appliance::machine::door::Door;
 use appliance::machine::report::{Report, print, say};
 use appliance::machine::state::{Plan, StateDir};
-use appliance::machine::{bench, control, env, flash, lan, run, suite, supervisor};
+use appliance::machine::{bench, control, env, flash, lan, run, suite, supervisor, swap};
 use clap::Parser;
 use cli::{Cli, Command};
 use std::os::unix::ffi::OsStringExt;
@@ -40,6 +40,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Env => done(print_env(&dir()?)),
         Command::Exec(options) => exec(&dir()?, options),
         Command::Logs(options) => logs(&dir()?, &options),
+        Command::Swap(options) => done(swap_services(&dir()?, &options)),
         Command::Status => Ok(if control::status(&dir()?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Command::Stop => done(control::stop(&dir()?)),
         Command::Kill => done(control::kill(&dir()?)),
@@ -220,6 +221,14 @@ fn exec(dir: &StateDir, options: cli::Exec) -> Result<ExitCode> {
     let argv = options.command.into_iter().map(OsStringExt::into_vec).collect();
     let env = options.env.into_iter().map(String::into_bytes).collect();
     door(dir)?.attach(argv, env, options.tty).map(exit_code)
+}
+
+fn swap_services(dir: &StateDir, options: &cli::Swap) -> Result<()> {
+    let door = door(dir)?;
+    let mut report = Report::new();
+    let services = build::services_only(&build_options(&options.source, Variant::Development)?, &mut report)
+        .context("the services were not built")?;
+    swap::swap(&door, &services, &options.services, &mut report)
 }
 
 fn logs(dir: &StateDir, options: &cli::Logs) -> Result<ExitCode> {

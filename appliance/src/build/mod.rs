@@ -172,6 +172,22 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     })
 }
 
+/// Builds the services alone, as they would lie in the image's root.
+///
+/// # Errors
+/// As [`build`].
+pub fn services_only(options: &BuildOptions, progress: &mut dyn Progress) -> Result<services::Services> {
+    let host = Host::detect()?;
+    let cache = Cache::open(cache_root(options)?, host, progress)?;
+    let recipes = options.workspace.join("image-recipes");
+    let sources = Sources::detect(options.mirror.as_deref())?;
+    let lock = Lock::read(&recipes.join("packages.lock"))?;
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock, fresh: None };
+    let build_tree = trees.make("build", progress)?;
+    let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
+    services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)
+}
+
 fn cache_root(options: &BuildOptions) -> Result<PathBuf> {
     options.cache.clone().map_or_else(cache::default_root, Ok)
 }

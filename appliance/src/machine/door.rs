@@ -74,8 +74,19 @@ impl Door {
     /// # Errors
     /// When the door does not answer, or cannot start the command.
     pub fn output(&self, argv: &[&str], timeout: Duration) -> Result<Output> {
+        self.feed(argv, &[], timeout)
+    }
+
+    /// As [`Door::output`], with input. For commands that read all of it before they write much.
+    ///
+    /// # Errors
+    /// As [`Door::output`].
+    pub fn feed(&self, argv: &[&str], input: &[u8], timeout: Duration) -> Result<Output> {
         let argv = argv.iter().map(|word| word.as_bytes().to_vec()).collect();
         let mut stream = self.start(&Request { argv, ..Request::default() }, timeout)?;
+        for chunk in input.chunks(CHUNK) {
+            wire::write_frame(&mut stream, Kind::Stdin, chunk).context("the connection to the zone broke")?;
+        }
         wire::write_frame(&mut stream, Kind::StdinEof, &[])?;
         let mut output = Output::default();
         output.code = receive(&mut stream, |error, bytes| {

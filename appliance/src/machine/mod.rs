@@ -28,3 +28,4 @@ pub mod signals;
 pub mod state;
 pub mod suite;
 pub mod supervisor;
+pub mod swap;
