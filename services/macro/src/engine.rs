@@ -62,6 +62,8 @@ impl Change {
 /// Everything, as far as it is persisted.
 #[derive(Debug, Default)]
 pub struct State {
+    /// The id made once with the store.
+    pub zone: String,
     /// The last transaction's revision.
     pub revision: u64,
     /// Watches can start at this revision or later.

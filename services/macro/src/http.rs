@@ -12,7 +12,7 @@ use serde::Deserialize;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use zone::client::{Event, Transaction};
+use zone::client::{Event, Transaction, ZoneIdentity};
 use zone::{ApiError, ErrorKind};
 
 /// A watch that has nothing to tell says so this often, so that both sides notice a dead connection.
@@ -25,6 +25,7 @@ pub fn router(writer: Writer) -> Router {
     Router::new()
         .route("/v1/transaction", post(transaction))
         .route("/v1/watch", get(watch))
+        .route("/v1/zone", get(identity))
         .route("/v1/{kind}", get(list))
         .route("/v1/{kind}/{name}", get(one))
         .fallback(|| async { Failure(ApiError::new(ErrorKind::NotFound, "no such path")) })
@@ -46,6 +47,10 @@ async fn transaction(State(writer): State<Writer>, body: Bytes) -> Result<Respon
         .map_err(|e| Failure(ApiError::new(ErrorKind::Invalid, format!("this is no transaction: {e}"))))?;
     let result = writer.transact(transaction.operations).await.map_err(Failure)?;
     Ok(Json(result).into_response())
+}
+
+async fn identity(State(writer): State<Writer>) -> Json<ZoneIdentity> {
+    Json(ZoneIdentity { id: writer.shared().state().zone.clone() })
 }
 
 async fn list(State(writer): State<Writer>, Path(kind): Path<String>) -> Response {

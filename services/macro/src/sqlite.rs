@@ -11,8 +11,19 @@ use std::path::Path;
 use std::sync::Arc;
 use zone::{ApiError, ErrorKind, Meta};
 
-/// The layout's version, `PRAGMA user_version`.
-const LAYOUT: i64 = 1;
+/// What leads from each layout to the next; `PRAGMA user_version` says how many have been done. Never change one that was
+/// released: add another.
+const LAYOUTS: [&str; 2] = [
+    "CREATE TABLE resource (kind TEXT NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL,
+       generation INTEGER NOT NULL, created_ns INTEGER NOT NULL, spec TEXT NOT NULL, status TEXT NOT NULL,
+       PRIMARY KEY (kind, name)) WITHOUT ROWID;
+     CREATE TABLE change (id INTEGER PRIMARY KEY AUTOINCREMENT, revision INTEGER NOT NULL,
+       deleted INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, own_revision INTEGER NOT NULL,
+       generation INTEGER NOT NULL, created_ns INTEGER NOT NULL, spec TEXT NOT NULL, status TEXT NOT NULL);",
+    // Which zone this is: made once, so that stores on disk can be told from those of another database.
+    "CREATE TABLE identity (zone TEXT NOT NULL);
+     INSERT INTO identity VALUES (lower(hex(randomblob(16))));",
+];
 /// Old changes are removed once this many more than [`HISTORY`] are kept.
 const SLACK: u64 = 2_000;
 
@@ -33,25 +44,17 @@ impl SqliteStore {
         let connection = Connection::open(path).with_context(|| format!("open the database {}", path.display()))?;
         connection.pragma_update(None, "journal_mode", "WAL").context("switch the database to a write-ahead log")?;
         let layout: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let layout = usize::try_from(layout).unwrap_or(usize::MAX);
         anyhow::ensure!(
-            layout <= LAYOUT,
-            "the database {} has layout {layout}, this version knows up to {LAYOUT}: start the newer version again",
-            path.display()
+            layout <= LAYOUTS.len(),
+            "the database {} has layout {layout}, this version knows up to {}: start the newer version again",
+            path.display(),
+            LAYOUTS.len()
         );
-        if layout == 0 {
+        for (done, step) in LAYOUTS.iter().enumerate().skip(layout) {
             connection
-                .execute_batch(
-                    "BEGIN;
-                     CREATE TABLE resource (kind TEXT NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL,
-                       generation INTEGER NOT NULL, created_ns INTEGER NOT NULL, spec TEXT NOT NULL, status TEXT NOT NULL,
-                       PRIMARY KEY (kind, name)) WITHOUT ROWID;
-                     CREATE TABLE change (id INTEGER PRIMARY KEY AUTOINCREMENT, revision INTEGER NOT NULL,
-                       deleted INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, own_revision INTEGER NOT NULL,
-                       generation INTEGER NOT NULL, created_ns INTEGER NOT NULL, spec TEXT NOT NULL, status TEXT NOT NULL);
-                     PRAGMA user_version = 1;
-                     COMMIT;",
-                )
-                .context("lay out the database")?;
+                .execute_batch(&format!("BEGIN; {step} PRAGMA user_version = {}; COMMIT;", done + 1))
+                .with_context(|| format!("bring the database to layout {}", done + 1))?;
         }
         Ok(Self { connection, durable: None, appended: 0 })
     }
@@ -120,7 +123,9 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn load(&mut self) -> anyhow::Result<State> {
-        let mut state = State::default();
+        let zone =
+            self.connection.query_row("SELECT zone FROM identity", [], |row| row.get(0)).context("read the id")?;
+        let mut state = State { zone, ..State::default() };
         let mut resources = self
             .connection
             .prepare("SELECT revision, kind, name, generation, created_ns, spec, status FROM resource")?;
@@ -216,6 +221,20 @@ mod tests {
         assert_eq!(loaded.resources, state.resources);
         let (changes, _) = loaded.changes_after(1, &["pod".to_owned()], 10).unwrap();
         assert_eq!(changes.iter().map(|c| (c.revision, c.deleted)).collect::<Vec<_>>(), [(2, false), (3, true)]);
+    }
+
+    #[test]
+    fn a_database_of_an_older_layout_keeps_its_resources_and_gets_an_id_once() {
+        let path = folder("older");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(&format!("{} PRAGMA user_version = 1;", LAYOUTS[0])).unwrap();
+        old.execute("INSERT INTO resource VALUES ('pod', 'a', 1, 1, 7, '{}', 'null')", []).unwrap();
+        drop(old);
+        let state = SqliteStore::open(&path).unwrap().load().unwrap();
+        assert_eq!((state.zone.len(), state.resources.len()), (32, 1));
+        assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().zone, state.zone);
+        let other = SqliteStore::open(&folder("another")).unwrap().load().unwrap().zone;
+        assert_ne!(other, state.zone);
     }
 
     #[test]

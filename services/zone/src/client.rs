@@ -5,6 +5,7 @@
 //! | [`Client::list`] | `GET /v1/KIND` | `{"revision":N,"items":[…]}` |
 //! | [`Client::get`] | `GET /v1/KIND/NAME` | the resource |
 //! | [`Client::transact`] | `POST /v1/transaction` with `{"operations":[…]}` | `{"revision":N,"items":[…or null]}`; all or nothing |
+//! | [`Client::zone_id`] | `GET /v1/zone` | `{"id":"32 hex"}`, made once with the database |
 //! | [`Client::watch`] | `GET /v1/watch?kinds=a,b&from=N` | lines of [`Event`], without end |
 //!
 //! Names are percent-encoded in paths. Every other answer than 2xx is an [`ApiError`] in JSON. A transaction is
@@ -212,6 +213,13 @@ impl Event {
     }
 }
 
+/// Which zone a database is of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ZoneIdentity {
+    /// 32 hexadecimal digits, made once with the database ([`crate::marker`]).
+    pub id: String,
+}
+
 /// Talks to the state engine. Cheap to clone; each call is a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -231,6 +239,14 @@ impl Client {
     /// `Unavailable` when the state engine cannot be reached.
     pub async fn list<K: Kind>(&self) -> Result<List<K>, ApiError> {
         self.call(Method::GET, &format!("/v1/{}", K::NAME), None).await
+    }
+
+    /// The id that the state engine made once with its database: another id is another, perhaps an empty, database.
+    ///
+    /// # Errors
+    /// `Unavailable` when the state engine cannot be reached.
+    pub async fn zone_id(&self) -> Result<String, ApiError> {
+        self.call::<ZoneIdentity>(Method::GET, "/v1/zone", None).await.map(|zone| zone.id)
     }
 
     /// One resource.

@@ -18,6 +18,8 @@ pub mod guest;
 pub mod ids;
 pub mod image;
 pub mod log;
+#[cfg(feature = "client")]
+pub mod marker;
 pub mod network;
 pub mod notify;
 pub mod paths;
