@@ -3,6 +3,7 @@
 //! Owns lookup by reference and the rules of `tag` and `rmi`. Tags are wanted state and are written here; everything
 //! else about an image is the content store's.
 
+mod distribution;
 mod remove;
 mod transfer;
 
@@ -37,7 +38,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/build/prune", post(prune_builds))
         .route("/build", post(build))
         .route("/commit", post(commit))
-        .route("/distribution/{*rest}", get(distribution))
+        .route("/distribution/{*rest}", get(distribution::inspect))
 }
 
 async fn search() -> Failure {
@@ -52,10 +53,6 @@ async fn build() -> Failure {
 
 async fn commit() -> Failure {
     Failure::not_implemented("committing a container to an image is not supported yet")
-}
-
-async fn distribution() -> Failure {
-    Failure::not_implemented("asking a registry about an image without pulling it is not supported yet")
 }
 
 async fn prune_builds() -> Json<Value> {

@@ -4,7 +4,7 @@
 
 use crate::digest::Digest;
 use crate::fail::{MAX_ARCHIVE_ENTRIES, MAX_CONFIG, MAX_MANIFEST, Result, invalid, io};
-use crate::manifest::{Descriptor, Index, Manifest, is_index};
+use crate::manifest::{Descriptor, Index, Manifest, Platform, is_index};
 use crate::reference::Reference;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -165,7 +165,7 @@ impl Archive {
         if is_index(&descriptor.media_type, &bytes) {
             let index = Index::parse(&bytes)?;
             let only = (index.manifests.len() == 1).then(|| index.manifests.first()).flatten();
-            let Some(inner) = index.for_this_machine().or(only) else {
+            let Some(inner) = index.for_platform(&Platform::here()).or(only) else {
                 return Err(invalid("the archive's image is for other machines than linux/amd64"));
             };
             if depth >= MAX_INDEX_DEPTH {

@@ -93,25 +93,29 @@ impl Context {
         progress: Option<&Progress>,
     ) -> Result<ImageStatus> {
         let (_, diff_ids) = Config::parse(config)?;
-        if diff_ids.len() != manifest.layers.len() {
-            let (a, b) = (manifest.layers.len(), diff_ids.len());
-            return Err(invalid(format!("the manifest of image {image} has {a} layers, its configuration {b}")));
-        }
+        check_count(image, manifest, &diff_ids)?;
         let mut layers = Vec::new();
         for (diff_id, descriptor) in diff_ids.iter().zip(&manifest.layers) {
-            let blob = descriptor.digest()?;
-            let info = match layer::find(&self.store, diff_id) {
-                Some(info) => info,
-                None => {
-                    tell(progress, &blob, "Extracting").await;
-                    layer::ensure(&self.store, &self.mkfs, self.store.blob(&blob), diff_id).await?
-                }
-            };
-            tell(progress, &blob, "Pull complete").await;
-            layers.push((diff_id.clone(), info));
+            layers.push((diff_id.clone(), self.unpack(&descriptor.digest()?, diff_id, progress).await?));
         }
         self.merge(image, &layers).await?;
         self.status(image, config, &layers)
+    }
+
+    /// Builds a layer's file system from its blob, unless it is there.
+    ///
+    /// # Errors
+    /// As [`layer::ensure`].
+    pub async fn unpack(&self, blob: &Digest, diff_id: &Digest, progress: Option<&Progress>) -> Result<LayerInfo> {
+        let info = match layer::find(&self.store, diff_id) {
+            Some(info) => info,
+            None => {
+                tell(progress, blob, "Extracting").await;
+                layer::ensure(&self.store, &self.mkfs, self.store.blob(blob), diff_id).await?
+            }
+        };
+        tell(progress, blob, "Pull complete").await;
+        Ok(info)
     }
 
     async fn merge(&self, image: &Digest, layers: &[(Digest, LayerInfo)]) -> Result<()> {
@@ -182,6 +186,18 @@ impl Context {
                 .await?;
         }
         Ok(())
+    }
+}
+
+/// A manifest and a configuration that belong together name as many layers.
+///
+/// # Errors
+/// `Invalid` when they do not.
+pub fn check_count(image: &Digest, manifest: &Manifest, diff_ids: &[Digest]) -> Result<()> {
+    let (a, b) = (manifest.layers.len(), diff_ids.len());
+    match a == b {
+        true => Ok(()),
+        false => Err(invalid(format!("the manifest of image {image} has {a} layers, its configuration {b}"))),
     }
 }
 

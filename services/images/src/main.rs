@@ -52,8 +52,12 @@ struct Args {
     ca_file: PathBuf,
     /// Asked before Docker's registry for images without a host: http://HOST:PORT or https://HOST.
     #[arg(long, value_name = "URL")]
-    registry_mirror: Option<String>,
-    /// A registry that is spoken to in plain HTTP: HOST or HOST:PORT.
+    registry_mirror: Vec<String>,
+    /// What the zone's owner says of registries (insecure-registries, registry-mirrors, certificate-authorities); registries.json
+    /// in the content store unless named.
+    #[arg(long, value_name = "FILE")]
+    registries: Option<PathBuf>,
+    /// A registry that is spoken to in plain HTTP: HOST, HOST:PORT or a network, 10.0.0.0/8.
     #[arg(long, value_name = "HOST")]
     insecure_registry: Vec<String>,
 }
@@ -71,7 +75,13 @@ async fn main() -> anyhow::Result<()> {
         mkfs: mkfs::Mkfs { program: args.mkfs_erofs },
         zone: zone::client::Client::new(&args.macro_socket),
     };
-    let registries = registry::Registries::new(&args.ca_file, args.registry_mirror, args.insecure_registry)?;
+    let fixed = registry::Settings {
+        insecure_registries: args.insecure_registry,
+        registry_mirrors: args.registry_mirror,
+        ..registry::Settings::default()
+    };
+    let settings_file = args.registries.unwrap_or_else(|| args.root.join("registries.json"));
+    let registries = registry::Registries::new(&args.ca_file, settings_file, fixed)?;
     let listener = listen(&args.socket)?;
     tokio::spawn(collect::run(context.clone()));
     zone::notify::ready();

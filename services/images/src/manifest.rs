@@ -17,6 +17,17 @@ pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// OCI's image configuration.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// Layers that can be unpacked; how they are compressed is seen in their first bytes.
+const LAYERS: [&str; 7] = [
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    "application/vnd.docker.container.image.rootfs.diff+x-gtar",
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+];
 
 /// Points to content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +80,60 @@ pub struct Platform {
     /// `linux`, …
     #[serde(default)]
     pub os: String,
+    /// `v7`, …; empty when there is one kind only.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
+}
+
+impl Platform {
+    /// This machine.
+    #[must_use]
+    pub fn here() -> Self {
+        Self { architecture: "amd64".into(), os: "linux".into(), variant: String::new() }
+    }
+
+    /// Reads `OS[/ARCHITECTURE[/VARIANT]]`, or an architecture alone, in the words that people use.
+    ///
+    /// # Errors
+    /// `Invalid` for an operating system that no image here can have.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut parts = text.trim().split('/').map(str::to_ascii_lowercase);
+        let first = parts.next().unwrap_or_default();
+        let (os, architecture) = match (first.as_str(), parts.next()) {
+            ("linux", Some(architecture)) => (first, architecture),
+            ("linux", None) => (first, "amd64".to_owned()),
+            (_, None) if !first.is_empty() => ("linux".to_owned(), first),
+            _ => return Err(invalid(format!("the platform {text:.50?} is not supported: only linux images run here"))),
+        };
+        let variant = parts.next().unwrap_or_default();
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("x86_64" | "x86-64" | "amd64", "" | "v1") => ("amd64".to_owned(), String::new()),
+            ("aarch64" | "arm64", "" | "v8" | "8") => ("arm64".to_owned(), String::new()),
+            ("i386" | "i486" | "i586" | "i686", _) => ("386".to_owned(), String::new()),
+            ("armhf", _) | ("arm", "7" | "") => ("arm".to_owned(), "v7".to_owned()),
+            _ => (architecture, variant),
+        };
+        Ok(Self { architecture, os, variant })
+    }
+
+    /// Whether what is for `other` is what was asked for.
+    #[must_use]
+    pub fn takes(&self, other: &Self) -> bool {
+        let variant = |p: &Self| match (p.architecture.as_str(), p.variant.as_str()) {
+            ("arm64", "v8") | ("amd64", "v1") => String::new(),
+            ("arm", "") => "v7".to_owned(),
+            (_, v) => v.to_owned(),
+        };
+        let same = self.os == other.os && self.architecture == other.architecture;
+        same && (self.variant.is_empty() && self.architecture != "arm" || variant(self) == variant(other))
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
+    }
 }
 
 /// An image: its configuration and its layers, lowest first.
@@ -106,6 +171,24 @@ impl Manifest {
                 manifest.layers.len()
             )));
         }
+        let config = manifest.config.media_type.as_str();
+        if !matches!(config, "" | OCI_CONFIG | DOCKER_CONFIG | "application/octet-stream") {
+            return Err(invalid(format!(
+                "this is no image but an artifact of the type {config:.100?}, which cannot run"
+            )));
+        }
+        if let Some(layer) = manifest.layers.iter().find(|l| !l.media_type.is_empty() && !is_layer(&l.media_type)) {
+            let what = &layer.media_type;
+            let foreign = what.contains("foreign") || what.contains("nondistributable");
+            return Err(invalid(match foreign {
+                true => format!(
+                    "the image has a foreign layer ({what:.100}), which its registry does not have: not supported"
+                ),
+                false => {
+                    format!("the image has a layer of the type {what:.100?}: tar, tar+gzip and tar+zstd are supported")
+                }
+            }));
+        }
         manifest.config.digest()?;
         manifest.layers.iter().try_for_each(|l| l.digest().map(|_| ()))?;
         Ok(manifest)
@@ -135,11 +218,10 @@ impl Index {
         parse(bytes, "index")
     }
 
-    /// The manifest for this machine, linux/amd64.
+    /// The manifest for a platform.
     #[must_use]
-    pub fn for_this_machine(&self) -> Option<&Descriptor> {
-        let fits = |p: &Platform| p.os == "linux" && p.architecture == "amd64";
-        self.manifests.iter().find(|d| d.platform.as_ref().is_some_and(fits))
+    pub fn for_platform(&self, platform: &Platform) -> Option<&Descriptor> {
+        self.manifests.iter().find(|d| d.platform.as_ref().is_some_and(|p| platform.takes(p)))
     }
 }
 
@@ -149,6 +231,12 @@ pub struct Config {
     /// For which operating system.
     #[serde(default)]
     pub os: String,
+    /// For which processors.
+    #[serde(default)]
+    pub architecture: String,
+    /// For which kind of them.
+    #[serde(default)]
+    pub variant: String,
     /// The layers.
     #[serde(default)]
     pub rootfs: RootFs,
@@ -193,6 +281,76 @@ pub fn is_index(media_type: &str, bytes: &[u8]) -> bool {
     }
 }
 
+fn is_layer(media_type: &str) -> bool {
+    LAYERS.contains(&media_type) || media_type == "application/octet-stream"
+}
+
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| invalid(format!("the {what} is not valid: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_read_as_people_write_them_and_chosen_from_an_index() {
+        for (text, full) in [
+            ("linux/amd64", "linux/amd64"),
+            ("linux/x86_64", "linux/amd64"),
+            ("arm64", "linux/arm64"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/arm/v6", "linux/arm/v6"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux", "linux/amd64"),
+        ] {
+            assert_eq!(Platform::parse(text).unwrap().to_string(), full, "{text}");
+        }
+        assert!(Platform::parse("windows/amd64").is_err());
+        assert!(Platform::parse("").is_err());
+        let entry = |os: &str, architecture: &str, variant: &str| {
+            let mut d =
+                Descriptor::new(OCI_MANIFEST, &Digest::of(format!("{os}{architecture}{variant}").as_bytes()), 1);
+            d.platform = Some(Platform { os: os.into(), architecture: architecture.into(), variant: variant.into() });
+            d
+        };
+        let manifests = vec![
+            entry("unknown", "unknown", ""),
+            entry("linux", "arm", "v6"),
+            entry("linux", "arm", "v7"),
+            entry("linux", "arm64", "v8"),
+            entry("linux", "amd64", ""),
+        ];
+        let index = Index { schema_version: 2, media_type: OCI_INDEX.into(), manifests };
+        let chosen = |text: &str| {
+            let found = index.for_platform(&Platform::parse(text).unwrap())?;
+            found.platform.as_ref().map(ToString::to_string)
+        };
+        assert_eq!(chosen("linux/arm").as_deref(), Some("linux/arm/v7"));
+        assert_eq!(chosen("linux/arm/v6").as_deref(), Some("linux/arm/v6"));
+        assert_eq!(chosen("linux/arm64").as_deref(), Some("linux/arm64/v8"));
+        assert_eq!(chosen("linux/riscv64"), None);
+        assert_eq!(index.for_platform(&Platform::here()), index.manifests.last());
+    }
+
+    #[test]
+    fn artifacts_foreign_layers_and_old_schemas_are_refused_by_name() {
+        let digest = Digest::of(b"x");
+        let manifest = |config: &str, layer: &str| {
+            let json = serde_json::json!({"schemaVersion": 2,
+                "config": {"mediaType": config, "digest": digest.to_string(), "size": 1},
+                "layers": [{"mediaType": layer, "digest": digest.to_string(), "size": 1}]});
+            Manifest::parse(json.to_string().as_bytes()).map_err(|e| e.message)
+        };
+        assert!(manifest(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+zstd").is_ok());
+        assert!(manifest(DOCKER_CONFIG, "application/vnd.docker.image.rootfs.diff.tar.gzip").is_ok());
+        let helm =
+            manifest("application/vnd.cncf.helm.config.v1+json", "application/vnd.cncf.helm.chart.content.v1.tar+gzip");
+        assert!(helm.unwrap_err().contains("no image but an artifact"));
+        let foreign = manifest(DOCKER_CONFIG, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
+        assert!(foreign.unwrap_err().contains("foreign layer"));
+        let sealed = manifest(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted");
+        assert!(sealed.unwrap_err().contains("tar+gzip+encrypted"));
+        assert!(Manifest::parse(br#"{"schemaVersion":1,"config":{"digest":"x"}}"#).is_err());
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::fail::{MAX_ARCHIVE, Result, blocking, invalid, io};
 use crate::ingest::Context;
+use crate::manifest::Platform;
 use crate::progress::{self, Progress};
 use crate::query::Query;
 use crate::reference::Reference;
@@ -32,6 +33,7 @@ pub fn router(context: Context, registries: Registries) -> Router {
         .route("/pull", post(pull))
         .route("/push", post(push))
         .route("/import", post(import))
+        .route("/distribution", get(distribution))
         .layer(DefaultBodyLimit::disable())
         .with_state(Server { context, registries })
 }
@@ -53,10 +55,23 @@ async fn save(State(server): State<Server>, RawQuery(query): RawQuery) -> Respon
 
 async fn pull(State(server): State<Server>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
     progress::respond(true, |progress| async move {
-        let reference = Reference::parse(Query::parse(query.as_deref()).need("image")?)?;
-        server.registries.pull(&server.context, &reference, credentials(&headers)?, &progress).await
+        let query = Query::parse(query.as_deref());
+        let reference = Reference::parse(query.need("image")?)?;
+        let platform = query.get("platform").map(Platform::parse).transpose()?;
+        server.registries.pull(&server.context, &reference, platform.as_ref(), credentials(&headers)?, &progress).await
     })
     .await
+}
+
+async fn distribution(State(server): State<Server>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    let asked = async {
+        let reference = Reference::parse(Query::parse(query.as_deref()).need("image")?)?;
+        server.registries.ask(&reference, credentials(&headers)?).await
+    };
+    match asked.await {
+        Ok(value) => axum::Json(value).into_response(),
+        Err(error) => progress::error_response(&error),
+    }
 }
 
 async fn push(State(server): State<Server>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {

@@ -13,13 +13,14 @@ use crate::digest::{Digest, copy_hashed};
 use crate::fail::{Result, internal, invalid, io, not_found};
 use crate::manifest::{Descriptor, Manifest};
 use serde::{Serialize, de::DeserializeOwned};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use tempfile::NamedTempFile;
-use tokio::sync::{Mutex, OwnedRwLockReadGuard, RwLock};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
 
 /// The content store.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Store {
     in_use: Arc<RwLock<()>>,
     /// File systems are built one at a time: no layer twice, and one worker's memory at most.
     pub build: Mutex<()>,
+    /// Blobs that are on their way.
+    fetches: StdMutex<HashMap<Digest, Arc<Mutex<()>>>>,
 }
 
 /// As long as it lives, nothing is removed from the store.
@@ -41,7 +44,7 @@ impl Store {
     /// When the directories cannot be made.
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).map_err(io("cannot tell where the content store is"))?;
-        let store = Self { root, in_use: Arc::default(), build: Mutex::default() };
+        let store = Self { root, in_use: Arc::default(), build: Mutex::default(), fetches: StdMutex::default() };
         let _ = fs::remove_dir_all(store.root.join("tmp"));
         for dir in ["blobs/sha256", "layers", "merged", "images", "tmp"] {
             let dir = store.root.join(dir);
@@ -53,6 +56,16 @@ impl Store {
     /// Keeps garbage collection away.
     pub async fn use_it(&self) -> InUse {
         self.in_use.clone().read_owned().await
+    }
+
+    /// Waits until nobody else fetches a blob; nobody does while the answer lives.
+    pub async fn fetching(&self, digest: &Digest) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+            fetches.retain(|_, lock| Arc::strong_count(lock) > 1);
+            fetches.entry(digest.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
     }
 
     /// The lock that garbage collection holds; none while anything is under way.

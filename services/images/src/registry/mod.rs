@@ -1,62 +1,72 @@
 //! Registries (OCI distribution specification): pull and push.
 //!
 //! ```text
-//! pull.rs, push.rs ── session.rs (one repository: base address, authorization, 401 dance) ── transport.rs (HTTP, TLS)
+//! pull.rs, push.rs, ask.rs ── session.rs (one repository: base address, authorization, 401 dance) ── transport.rs (HTTP, TLS)
 //! ```
 //! Nothing that a registry says is believed: every manifest and blob is hashed.
 
+mod ask;
 mod auth;
 mod pull;
 mod push;
 mod session;
+mod settings;
 mod transport;
 
 pub use auth::Credentials;
+pub use settings::Settings;
 pub use transport::Transport;
 
 use crate::fail::Result;
-use crate::reference::{DEFAULT_DOMAIN, Reference};
+use crate::reference::Reference;
 use session::Session;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How registries are reached.
 #[derive(Clone, Debug)]
 pub struct Registries {
     transport: Arc<Transport>,
-    /// `http://HOST:PORT` or `https://…`, asked before Docker's own registry.
-    mirror: Option<String>,
-    insecure: Vec<String>,
+    ca_file: PathBuf,
+    settings_file: PathBuf,
+    /// What the command line says; the file's come on top.
+    fixed: Settings,
 }
 
 impl Registries {
-    /// Registries with the certificate authorities in `ca_file`; those in `insecure` (`HOST` or `HOST:PORT`) are spoken to in
-    /// plain HTTP, as are all on this machine.
+    /// Registries with the certificate authorities in `ca_file`; what users set stands in `settings_file`, which is read at each
+    /// request and need not be there.
     ///
     /// # Errors
     /// When the authorities cannot be used.
-    pub fn new(ca_file: &Path, mirror: Option<String>, insecure: Vec<String>) -> Result<Self> {
-        Ok(Self { transport: Arc::new(Transport::new(ca_file)?), mirror, insecure })
+    pub fn new(ca_file: &Path, settings_file: PathBuf, fixed: Settings) -> Result<Self> {
+        Ok(Self { transport: Arc::new(Transport::new(ca_file, None)?), ca_file: ca_file.into(), settings_file, fixed })
     }
 
-    /// The addresses that have a reference's repository, in the order to ask them.
-    fn bases(&self, reference: &Reference) -> Vec<String> {
-        let domain = reference.domain.as_str();
-        if domain == DEFAULT_DOMAIN {
-            let mirror = self.mirror.iter().map(|m| m.trim_end_matches('/').to_owned());
-            return mirror.chain(["https://registry-1.docker.io".to_owned()]).collect();
+    /// The repository of a reference in each place that has it, in the order to ask them.
+    fn sessions(&self, reference: &Reference, credentials: &Credentials) -> Result<Vec<Session>> {
+        let settings = self.settings()?;
+        let transport = self.transport_to(&settings, reference)?;
+        let session = |base: String| Session::new(transport.clone(), base, reference.path.clone(), credentials.clone());
+        Ok(settings.bases(&reference.domain).into_iter().map(session).collect())
+    }
+
+    /// The repository of a reference where it is pushed to: never a mirror.
+    fn own_session(&self, reference: &Reference, credentials: Credentials) -> Result<Session> {
+        let settings = self.settings()?;
+        let transport = self.transport_to(&settings, reference)?;
+        let base = settings.bases(&reference.domain).pop().unwrap_or_default();
+        Ok(Session::new(transport, base, reference.path.clone(), credentials))
+    }
+
+    fn settings(&self) -> Result<Settings> {
+        Ok(self.fixed.clone().with(Settings::read(&self.settings_file)?))
+    }
+
+    fn transport_to(&self, settings: &Settings, reference: &Reference) -> Result<Arc<Transport>> {
+        match settings.certificate_authorities.get(&reference.domain) {
+            Some(pem) => Ok(Arc::new(Transport::new(&self.ca_file, Some(pem))?)),
+            None => Ok(self.transport.clone()),
         }
-        let scheme = if self.is_plain(domain) { "http" } else { "https" };
-        vec![format!("{scheme}://{domain}")]
-    }
-
-    fn is_plain(&self, domain: &str) -> bool {
-        let host = domain.split(':').next().unwrap_or(domain);
-        let loopback = host == "localhost" || host.parse::<std::net::Ipv4Addr>().is_ok_and(|a| a.is_loopback());
-        loopback || self.insecure.iter().any(|i| i == domain || i == host)
-    }
-
-    fn session(&self, base: String, reference: &Reference, credentials: Credentials) -> Session {
-        Session::new(self.transport.clone(), base, reference.path.clone(), credentials)
     }
 }

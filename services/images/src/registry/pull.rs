@@ -1,21 +1,26 @@
-//! Pull: manifest, configuration, layers (three at a time, continued where a connection broke), then the image is finished.
+//! Pull: manifest, configuration, layers (three downloads at a time, continued where a connection broke; each is unpacked
+//! while others still come), then the image is finished.
 
 use super::session::{Session, failure};
 use super::transport::{next, read};
 use super::{Credentials, Registries};
 use crate::digest::{Digest, HashWriter};
 use crate::fail::{MAX_CONFIG, MAX_LAYER, MAX_MANIFEST, Result, blocking, invalid, io, not_found};
-use crate::ingest::{Context, Staged};
-use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Index, Manifest, OCI_INDEX, OCI_MANIFEST, is_index};
+use crate::ingest::{Context, Staged, check_count};
+use crate::manifest::{
+    Config, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Index, Manifest, OCI_INDEX, OCI_MANIFEST, Platform, is_index,
+};
 use crate::progress::Progress;
 use crate::reference::Reference;
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::try_join_all;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode};
+use std::collections::HashSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
+use tokio::sync::Semaphore;
 use zone::ErrorKind;
 use zone::image::Image;
 
@@ -34,16 +39,18 @@ impl Registries {
         &self,
         context: &Context,
         reference: &Reference,
+        platform: Option<&Platform>,
         credentials: Credentials,
         progress: &Progress,
     ) -> Result<()> {
         let mut first_error = None;
-        for base in self.bases(reference) {
-            let session = self.session(base.clone(), reference, credentials.clone());
-            match manifest(&session, reference).await {
-                Ok(found) => return pull_found(context, &session, reference, found, progress).await,
+        for session in self.sessions(reference, &credentials)? {
+            match manifest(&session, reference, platform).await {
+                Ok(found) => {
+                    return pull_found(context, &session, reference, platform, found, progress).await;
+                }
                 Err(error) => {
-                    tracing::info!(base, %error, "cannot pull from here");
+                    tracing::info!(base = session.base, %error, "cannot pull from here");
                     first_error.get_or_insert(error);
                 }
             }
@@ -59,7 +66,8 @@ struct Found {
     digest: Digest,
 }
 
-async fn manifest(session: &Session, reference: &Reference) -> Result<Found> {
+/// What a reference stands for, a manifest or an index, and its digest.
+pub(super) async fn top(session: &Session, reference: &Reference) -> Result<(String, Vec<u8>, Digest)> {
     let (media_type, bytes) = fetch_manifest(session, &reference.selector(), reference).await?;
     let digest = Digest::of(&bytes);
     if reference.digest.as_ref().is_some_and(|wanted| *wanted != digest) {
@@ -68,13 +76,19 @@ async fn manifest(session: &Session, reference: &Reference) -> Result<Found> {
             reference.familiar()
         )));
     }
+    Ok((media_type, bytes, digest))
+}
+
+async fn manifest(session: &Session, reference: &Reference, platform: Option<&Platform>) -> Result<Found> {
+    let (media_type, bytes, digest) = top(session, reference).await?;
     if !is_index(&media_type, &bytes) {
         return Ok(Found { media_type, bytes, digest });
     }
     let index = Index::parse(&bytes)?;
-    let chosen = index.for_this_machine().ok_or_else(|| {
+    let platform = platform.cloned().unwrap_or_else(Platform::here);
+    let chosen = index.for_platform(&platform).ok_or_else(|| {
         not_found(format!(
-            "no matching manifest for linux/amd64 in the manifest list entries of {}",
+            "no matching manifest for {platform} in the manifest list entries of {}",
             reference.familiar()
         ))
     })?;
@@ -115,6 +129,7 @@ async fn pull_found(
     context: &Context,
     session: &Session,
     reference: &Reference,
+    platform: Option<&Platform>,
     found: Found,
     progress: &Progress,
 ) -> Result<()> {
@@ -124,28 +139,24 @@ async fn pull_found(
     let manifest = Manifest::parse(&found.bytes)?;
     let image = manifest.config.digest()?;
     let known = context.zone.get::<Image>(&image.to_string()).await.is_ok_and(|i| i.status.ready);
-    let config = download(context, session, &manifest.config, MAX_CONFIG, None).await?;
-    let config = std::fs::read(config.path()).map_err(io("cannot read a configuration"))?;
+    let bytes = download_small(context, session, &manifest.config, MAX_CONFIG).await?;
+    let (config, diff_ids) = Config::parse(&bytes)?;
+    check_platform(platform, &config, reference)?;
+    check_count(&image, &manifest, &diff_ids)?;
     for layer in &manifest.layers {
         let digest = layer.digest()?;
         let text = if context.store.blob(&digest).exists() { "Already exists" } else { "Pulling fs layer" };
         progress.status(digest.short(), text).await;
     }
-    // The same layer may be there twice; it is fetched once.
-    let mut wanted: Vec<Descriptor> = Vec::new();
-    for layer in &manifest.layers {
-        if !context.store.blob(&layer.digest()?).exists() && !wanted.iter().any(|w| w.digest == layer.digest) {
-            wanted.push(layer.clone());
-        }
-    }
-    stream::iter(wanted.into_iter().map(|layer| fetch_layer(context, session, layer, progress)))
-        .buffer_unordered(AT_ONCE)
-        .try_collect::<Vec<()>>()
-        .await?;
+    // A layer is unpacked while others still come. The same one may be there twice; it is fetched once.
+    let (downloads, mut seen) = (Semaphore::new(AT_ONCE), HashSet::new());
+    let wanted = manifest.layers.iter().zip(&diff_ids).filter(|(layer, _)| seen.insert(layer.digest.clone()));
+    let work = wanted.map(|(layer, diff_id)| take_layer(context, session, layer, diff_id, &downloads, progress));
+    try_join_all(work).await?;
     let repo_digest = Some(format!("{}@{}", reference.repository(), found.digest));
     let tags = reference.tag.is_some().then(|| Reference { digest: None, ..reference.clone() });
     let tags: Vec<Reference> = tags.into_iter().collect();
-    let staged = Staged { config, manifest: (found.media_type, found.bytes), tags, repo_digest };
+    let staged = Staged { config: bytes, manifest: (found.media_type, found.bytes), tags, repo_digest };
     context.finish(staged, Some(progress)).await?;
     progress.status("", format!("Digest: {}", found.digest)).await;
     let what = if known { "Image is up to date for" } else { "Downloaded newer image for" };
@@ -153,14 +164,48 @@ async fn pull_found(
     Ok(())
 }
 
-async fn fetch_layer(context: &Context, session: &Session, layer: Descriptor, progress: &Progress) -> Result<()> {
+/// An image without an index says in its configuration what it is for.
+fn check_platform(wanted: Option<&Platform>, config: &Config, reference: &Reference) -> Result<()> {
+    let is = Platform {
+        os: if config.os.is_empty() { "linux".into() } else { config.os.clone() },
+        architecture: config.architecture.clone(),
+        variant: config.variant.clone(),
+    };
+    match wanted {
+        Some(wanted) if !wanted.takes(&is) => Err(not_found(format!(
+            "image with reference {} was found but its platform ({is}) does not match the specified platform ({wanted})",
+            reference.familiar()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+async fn take_layer(
+    context: &Context,
+    session: &Session,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    downloads: &Semaphore,
+    progress: &Progress,
+) -> Result<()> {
     let digest = layer.digest()?;
-    let file = download(context, session, &layer, MAX_LAYER, Some(progress)).await?;
-    let store = context.store.clone();
-    let kept = digest.clone();
-    blocking(move || store.keep(file, &store.blob(&kept))).await?;
-    progress.status(digest.short(), "Download complete").await;
-    Ok(())
+    if !context.store.blob(&digest).exists() {
+        let _turn = downloads.acquire().await;
+        // Another pull may have brought it meanwhile, or be about to: one at a time fetches a blob.
+        let _only = context.store.fetching(&digest).await;
+        if !context.store.blob(&digest).exists() {
+            let file = download(context, session, layer, MAX_LAYER, Some(progress)).await?;
+            let (store, kept) = (context.store.clone(), digest.clone());
+            blocking(move || store.keep(file, &store.blob(&kept))).await?;
+        }
+        progress.status(digest.short(), "Download complete").await;
+    }
+    context.unpack(&digest, diff_id, Some(progress)).await.map(drop)
+}
+
+async fn download_small(context: &Context, session: &Session, blob: &Descriptor, limit: u64) -> Result<Vec<u8>> {
+    let file = download(context, session, blob, limit, None).await?;
+    std::fs::read(file.path()).map_err(io("cannot read a download"))
 }
 
 /// Downloads a blob and checks it.

@@ -40,8 +40,7 @@ impl Registries {
         })?;
         let id = lookup::id(image)?;
         let (descriptor, bytes, manifest) = context.store.manifest(&id)?;
-        let base = self.bases(&Reference { digest: None, ..reference.clone() }).pop().unwrap_or_default();
-        let session = self.session(base, reference, credentials);
+        let session = self.own_session(reference, credentials)?;
         progress.status("", format!("The push refers to repository [{}]", reference.repository())).await;
         for layer in &manifest.layers {
             push_blob(context, &session, layer, Some(progress)).await?;

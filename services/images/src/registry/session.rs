@@ -21,7 +21,8 @@ const MAX_ERROR: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct Session {
     transport: Arc<Transport>,
-    base: String,
+    /// The registry's address, `https://HOST`.
+    pub base: String,
     /// The repository's name.
     pub repository: String,
     credentials: Credentials,

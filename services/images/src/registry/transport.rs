@@ -40,16 +40,23 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// A transport that trusts the authorities in a PEM file; none when it is not there.
+    /// A transport that trusts the authorities in a PEM file, if it is there, and those in `more`.
     ///
     /// # Errors
-    /// When TLS cannot be set up.
-    pub fn new(ca_file: &Path) -> Result<Self> {
+    /// When TLS cannot be set up, or `more` has no certificate.
+    pub fn new(ca_file: &Path, more: Option<&str>) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         match CertificateDer::pem_file_iter(ca_file) {
             Ok(certificates) => drop(roots.add_parsable_certificates(certificates.filter_map(std::result::Result::ok))),
             Err(error) => {
                 tracing::warn!(file = %ca_file.display(), %error, "no certificate authorities: registries with TLS cannot be used");
+            }
+        }
+        if let Some(pem) = more {
+            let certificates: Vec<_> =
+                CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(std::result::Result::ok).collect();
+            if roots.add_parsable_certificates(certificates).0 == 0 {
+                return Err(invalid("a registry's certificate-authorities entry has no certificate in PEM"));
             }
         }
         let authorities = roots.len();
