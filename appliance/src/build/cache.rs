@@ -1,12 +1,14 @@
 //! The content-addressed cache of finished steps, outside the checkout.
 //!
 //! `STEP/KEY/` is an entry; it appears by one rename when it is whole, so that a build killed at any time leaves nothing
-//! half-made in use. What was begun lies in `tmp/` and is removed by the next build. One build at a time holds the lock.
+//! half-made in use. What was begun lies in `tmp/` and is removed by the next build that is alone. Builds share the cache: each
+//! step is made by one of them while others that need it wait. Collecting waits until nobody builds.
 
 use super::error::{At, Error, Result};
 use super::host::Host;
 use super::key::Key;
 use super::{Outcome, Progress};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,11 +16,13 @@ use std::time::{Duration, Instant, SystemTime};
 /// Room that a cold build needs.
 const NEEDED_MIB: u64 = 9 * 1024;
 
-/// An open cache; the lock is held as long as this lives.
+/// An open cache; it is not collected as long as this lives.
 pub struct Cache {
     root: PathBuf,
     host: Host,
-    _lock: File,
+    lock: File,
+    /// Whether no other build was there when this one began: it has the plain names of logs.
+    first: bool,
 }
 
 /// Where the cache lies when the caller does not say.
@@ -34,7 +38,7 @@ pub fn default_root() -> Result<PathBuf> {
 }
 
 impl Cache {
-    /// Opens the cache at `root`, makes it when it is not there, and clears what a killed build left. Waits for another build.
+    /// Opens the cache at `root`, makes it when it is not there, and clears what a killed build left.
     ///
     /// # Errors
     /// When it cannot be made or read.
@@ -45,13 +49,16 @@ impl Cache {
         }
         let path = root.join("lock");
         let lock = File::create(&path).at("open", &path)?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            progress.note(&format!("another build uses {}: waiting until it ends", root.display()));
-            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).at("lock", &path)?;
+        let first = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let cache = Self { root, host, lock, first };
+        if first {
+            for left in fs::read_dir(cache.root.join("tmp")).at("read", &cache.root)?.flatten() {
+                cache.host.remove(&left.path())?;
+            }
         }
-        let cache = Self { root, host, _lock: lock };
-        for left in fs::read_dir(cache.root.join("tmp")).at("read", &cache.root)?.flatten() {
-            cache.host.remove(&left.path())?;
+        if flock(&cache.lock, FlockOperation::NonBlockingLockShared).is_err() {
+            progress.note(&format!("{} is being cleaned up: waiting until that ends", cache.root.display()));
+            flock(&cache.lock, FlockOperation::LockShared).at("lock", &path)?;
         }
         Ok(cache)
     }
@@ -72,7 +79,22 @@ impl Cache {
     /// A file for a step's output.
     #[must_use]
     pub fn log(&self, step: &str) -> PathBuf {
-        self.root.join("logs").join(format!("{step}.log"))
+        let other = if self.first { String::new() } else { format!("-{}", std::process::id()) };
+        self.root.join("logs").join(format!("{step}{other}.log"))
+    }
+
+    /// Keeps other builds from making `name` until what it returns is dropped; waits for one that does.
+    ///
+    /// # Errors
+    /// When the lock's file cannot be made.
+    pub fn alone(&self, name: &str, progress: &mut dyn Progress) -> Result<File> {
+        let path = self.root.join("tmp").join(format!("{name}.lock"));
+        let lock = File::create(&path).at("open", &path)?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            progress.note(&format!("another build makes {name}: waiting until it ends"));
+            flock(&lock, FlockOperation::LockExclusive).at("lock", &path)?;
+        }
+        Ok(lock)
     }
 
     /// A folder that is kept and not keyed: signing keys.
@@ -100,6 +122,8 @@ impl Cache {
         let entry = self.root.join(step).join(&hex);
         let started = Instant::now();
         progress.started(step);
+        let name = format!("{step}-{hex}");
+        let _alone = if entry.is_dir() { None } else { Some(self.alone(&name, progress)?) };
         if entry.is_dir() {
             let used = entry.join(".used");
             let _ = fs::write(used, b"");
@@ -109,7 +133,11 @@ impl Cache {
         let parent = self.root.join(step);
         fs::create_dir_all(&parent).at("make", &parent)?;
         self.check_space()?;
-        let temp = self.root.join("tmp").join(format!("{step}-{hex}"));
+        let temp = self.root.join("tmp").join(name);
+        if temp.exists() {
+            // A build was killed while others went on.
+            self.host.remove(&temp)?;
+        }
         fs::create_dir(&temp).at("make", &temp)?;
         let _ = fs::remove_file(self.log(step));
         if let Err(error) = make(&temp, progress) {
@@ -131,11 +159,14 @@ impl Cache {
         if to.exists() { self.host.remove(entry) } else { fs::rename(entry, &to).at("put in place", &to) }
     }
 
-    /// Removes entries that no build has used for `age`; returns what it removed.
+    /// Removes entries that no build has used for `age`, when no build runs; returns what it removed.
     ///
     /// # Errors
-    /// When the cache cannot be read or an entry cannot be removed.
+    /// When a build runs, the cache cannot be read, or an entry cannot be removed.
     pub fn collect(&self, age: Duration) -> Result<Vec<PathBuf>> {
+        if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::CacheInUse { path: self.root.clone() });
+        }
         let mut removed = Vec::new();
         for step in fs::read_dir(&self.root).at("read", &self.root)?.flatten().filter(|e| e.path().is_dir()) {
             for entry in fs::read_dir(step.path()).at("read", step.path())?.flatten() {
@@ -148,5 +179,58 @@ impl Cache {
             }
         }
         Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Quiet;
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn open(root: &Path) -> Cache {
+        Cache::open(root.to_owned(), Host::detect().unwrap(), &mut Quiet).unwrap()
+    }
+
+    #[test]
+    fn builds_that_need_the_same_step_make_it_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = AtomicU32::new(0);
+        let build = || {
+            let cache = open(dir.path());
+            let entry = cache.step(&mut Quiet, "step", Key::new("step", 1), |dir, _| {
+                made.fetch_add(1, Ordering::SeqCst);
+                fs::write(dir.join("file"), "whole").at("write", dir)
+            });
+            assert_eq!(fs::read_to_string(entry.unwrap().join("file")).unwrap(), "whole");
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(build);
+            }
+        });
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn what_a_killed_build_left_is_not_used_while_others_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let _other = open(dir.path());
+        let cache = open(dir.path());
+        let left = dir.path().join("tmp").join(format!("step-{}", Key::new("step", 1).hex()));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("half"), "").unwrap();
+        let entry = cache.step(&mut Quiet, "step", Key::new("step", 1), |_, _| Ok(())).unwrap();
+        assert!(!entry.join("half").exists());
+    }
+
+    #[test]
+    fn nothing_is_collected_while_a_build_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let build = open(dir.path());
+        build.step(&mut Quiet, "step", Key::new("step", 1), |_, _| Ok(())).unwrap();
+        assert!(matches!(open(dir.path()).collect(Duration::ZERO), Err(Error::CacheInUse { .. })));
+        drop(build);
+        assert_eq!(open(dir.path()).collect(Duration::ZERO).unwrap().len(), 1);
     }
 }

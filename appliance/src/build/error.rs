@@ -29,6 +29,9 @@ pub enum Error {
     #[error("the file system of {} has {free_mib} MiB free, a build needs {needed_mib} MiB: make room, run `cargo appliance cache gc`, or set XDG_CACHE_HOME to a larger disk", path.display())]
     NoSpace { path: PathBuf, free_mib: u64, needed_mib: u64 },
 
+    #[error("a build uses {}: collect when it has ended", path.display())]
+    CacheInUse { path: PathBuf },
+
     #[error("this machine lacks `{program}`: run `sudo apt-get install {package}`")]
     MissingProgram { program: &'static str, package: &'static str },
 

@@ -46,7 +46,8 @@ impl Signer {
     ///
     /// # Errors
     /// openssl's failure.
-    pub fn open(cache: &Cache, tools: &Tools) -> Result<Self> {
+    pub fn open(cache: &Cache, tools: &Tools, progress: &mut dyn Progress) -> Result<Self> {
+        let _alone = cache.alone("keys", progress)?;
         let dir = cache.kept("keys")?;
         let signer = Self { key: dir.join("extension.key"), cert: dir.join("extension.crt") };
         if !signer.key.exists() || !signer.cert.exists() {

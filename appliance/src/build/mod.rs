@@ -130,7 +130,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     let zfs = compile::zfs_modules(&cache, host, &build_tree, &root_tree, progress)?;
     let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
     let services = services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)?;
-    let signer = extension::Signer::open(&cache, &tools)?;
+    let signer = extension::Signer::open(&cache, &tools, progress)?;
     let parts = root::Parts {
         tree: &root_tree,
         zfs: &zfs,

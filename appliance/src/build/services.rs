@@ -54,7 +54,7 @@ pub fn make(
     let mut services = Services::default();
     let release = compile(cache, workspace, &recipes, progress)?;
     let bali = release.join("bali");
-    let (key, public) = signing_key(cache, &bali)?;
+    let (key, public) = signing_key(cache, &bali, progress)?;
     services.files.insert("usr/bin/bali".into(), bali.clone());
     services.files.insert("usr/lib/kraud/keys/zone.pub".into(), public);
     for recipe in &recipes {
@@ -122,7 +122,8 @@ pub(crate) fn cargo_build(
 }
 
 /// The key that this cache signs with, made once, and its public half.
-fn signing_key(cache: &Cache, bali: &Path) -> Result<(PathBuf, PathBuf)> {
+fn signing_key(cache: &Cache, bali: &Path, progress: &mut dyn Progress) -> Result<(PathBuf, PathBuf)> {
+    let _alone = cache.alone("keys", progress)?;
     let dir = cache.kept("keys")?;
     let (key, public) = (dir.join("zone"), dir.join("zone.pub"));
     if !key.exists() || !public.exists() {
