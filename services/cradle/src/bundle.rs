@@ -4,8 +4,10 @@
 //! (sd_listen_fds(3)). Nothing else of the host is ever opened, but /dev/kvm and the taps.
 
 use anyhow::{Context, Result, bail};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::fs::{File, OpenOptions};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use zone::bundle::{BUNDLE_FILE, Bundle};
@@ -51,9 +53,9 @@ fn check(bundle: &Bundle) -> Result<()> {
     if !(32..=(1 << 20)).contains(&bundle.memory_mib) {
         bail!("memory_mib is {}, must be 32 to 1048576", bundle.memory_mib);
     }
-    let devices = bundle.disks.len() + bundle.nets.len() + bundle.shares.len();
+    let devices = bundle.disks.len() + bundle.nets.len() + bundle.shares.len() + usize::from(bundle.spare_slots);
     if devices > MAX_DEVICES {
-        bail!("{devices} disks, interfaces and shares are too many, at most {MAX_DEVICES} fit");
+        bail!("{devices} disks, interfaces, shares and spare slots are too many, at most {MAX_DEVICES} fit");
     }
     for (index, disk) in bundle.disks.iter().enumerate() {
         if disk.extents.is_empty() {
@@ -158,6 +160,30 @@ impl Names {
             Err(error) => return Err(error).with_context(|| format!("cannot replace the socket {}", path.display())),
         }
         UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))
+    }
+
+    /// The control socket: the passed one, or a new one at the path, for this user alone.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn listen_for_control(&self, name: &Path) -> Result<OwnedFd> {
+        if let Some(fd) = self.descriptor(name)? {
+            return Ok(fd);
+        }
+        let path = self.path(name);
+        let make = || -> std::io::Result<OwnedFd> {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            bind(&socket, &SocketAddrUnix::new(&path)?)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+            listen(&socket, 8)?;
+            Ok(socket)
+        };
+        make().with_context(|| format!("cannot listen on {}", path.display()))
     }
 
     /// A connection to a daemon's socket: the passed one, or a new one to the path.

@@ -3,6 +3,7 @@
 //! Any width and any address is answered: where nothing is, reads give ones and writes are lost.
 
 use crate::serial::Serial;
+use crate::slots::SpareSlot;
 use crate::virtio::mmio::MmioDevice;
 use std::sync::Mutex;
 
@@ -18,29 +19,45 @@ const SERIAL_BASE: u16 = 0x3f8;
 pub struct Bus {
     /// The virtio devices, in the order of their windows.
     pub devices: Vec<MmioDevice>,
+    /// The windows behind them, for devices that come later.
+    pub spare: Vec<SpareSlot>,
     /// The serial port, when somebody listens.
     pub serial: Option<Mutex<Serial>>,
 }
 
+/// What is behind an address.
+enum Window<'a> {
+    Device(&'a MmioDevice),
+    Spare(&'a SpareSlot),
+}
+
 impl Bus {
-    fn device(&self, address: u64) -> Option<(&MmioDevice, u64)> {
+    fn window(&self, address: u64) -> Option<(Window<'_>, u64)> {
         let offset = address.checked_sub(MMIO_BASE)?;
-        let device = self.devices.get(usize::try_from(offset / MMIO_WINDOW).ok()?)?;
-        Some((device, offset % MMIO_WINDOW))
+        let index = usize::try_from(offset / MMIO_WINDOW).ok()?;
+        let window = match self.devices.get(index) {
+            Some(device) => Window::Device(device),
+            None => Window::Spare(self.spare.get(index - self.devices.len())?),
+        };
+        Some((window, offset % MMIO_WINDOW))
     }
 
     /// The guest reads memory that is none.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
-        if let Some((device, offset)) = self.device(address) {
-            device.read(offset, data);
+        match self.window(address) {
+            Some((Window::Device(device), offset)) => device.read(offset, data),
+            Some((Window::Spare(slot), offset)) => slot.read(offset, data),
+            None => {}
         }
     }
 
     /// The guest writes memory that is none.
     pub fn write(&self, address: u64, data: &[u8]) {
-        if let Some((device, offset)) = self.device(address) {
-            device.write(offset, data);
+        match self.window(address) {
+            Some((Window::Device(device), offset)) => device.write(offset, data),
+            Some((Window::Spare(slot), offset)) => slot.write(offset, data),
+            None => {}
         }
     }
 
@@ -81,7 +98,7 @@ mod tests {
 
     #[test]
     fn where_nothing_is_reads_give_ones_at_any_width() {
-        let bus = Bus { devices: Vec::new(), serial: None };
+        let bus = Bus { devices: Vec::new(), spare: Vec::new(), serial: None };
         for width in [0, 1, 2, 3, 4, 8, 16] {
             let mut data = vec![0; width];
             bus.read(MMIO_BASE + 3, &mut data);
@@ -94,7 +111,7 @@ mod tests {
 
     #[test]
     fn only_the_reset_command_resets() {
-        let bus = Bus { devices: Vec::new(), serial: None };
+        let bus = Bus { devices: Vec::new(), spare: Vec::new(), serial: None };
         assert!(bus.port_out(0x64, &[0xfe]));
         assert!(!bus.port_out(0x64, &[0xd1]));
         assert!(!bus.port_out(0x64, &[]));

@@ -10,17 +10,21 @@
 mod boot;
 mod bundle;
 mod bus;
+mod control;
 mod cpu;
 mod epoll;
 mod logs;
 mod memory;
+mod plug;
 mod run;
 mod seccomp;
 mod serial;
+mod slots;
 mod summon;
 mod vcpu;
 mod virtio;
 mod vm;
+mod worker;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -28,7 +32,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: kcradle run DIR [--pid-file FILE]
-       kcradle logs DIR";
+       kcradle logs DIR
+       kcradle plug DIR net TAP MAC [NIC] | disk FILE [ro]
+       kcradle unplug DIR DEVICE";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +42,8 @@ enum Command {
     Run { dir: PathBuf, pid_file: Option<PathBuf> },
     Summon(summon::args::Options),
     Logs { dir: PathBuf },
+    Plug { dir: PathBuf, what: plug::What },
+    Unplug { dir: PathBuf, device: String },
     Help,
 }
 
@@ -53,6 +61,11 @@ fn main() -> ExitCode {
         Ok(Command::Run { dir, pid_file }) => run::run(&dir, pid_file.as_deref()),
         Ok(Command::Summon(options)) => summon::summon(&options).map(|()| 0),
         Ok(Command::Logs { dir }) => logs::logs(&dir, std::io::stdout().lock(), std::io::stderr().lock()).map(|()| 0),
+        Ok(Command::Plug { dir, what }) => plug::plug(&dir, &what).map(|answer| {
+            let _ = writeln!(std::io::stdout(), "{answer}");
+            0
+        }),
+        Ok(Command::Unplug { dir, device }) => plug::unplug(&dir, &device).map(|()| 0),
     };
     result.map_or_else(
         |error| {
@@ -77,6 +90,12 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
             let dir = args.next().ok_or("logs needs the bundle's directory")?.into();
             end(args, "logs").map(|()| Command::Logs { dir })
         }
+        Some("plug") => parse_plug(args),
+        Some("unplug") => {
+            let dir = args.next().ok_or("unplug needs the bundle's directory")?.into();
+            let device = text(args.next(), "unplug needs a device")?;
+            end(args, "unplug").map(|()| Command::Unplug { dir, device })
+        }
         Some("-h" | "--help" | "help") => Ok(Command::Help),
         _ => Err(format!("there is no command {}", verb.display())),
     }
@@ -90,6 +109,33 @@ fn parse_run(mut args: impl Iterator<Item = OsString>) -> Result<Command, String
         Some(other) => return Err(format!("run does not know {}", other.display())),
     };
     end(args, "run").map(|()| Command::Run { dir, pid_file })
+}
+
+fn parse_plug(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
+    let dir = args.next().ok_or("plug needs the bundle's directory")?.into();
+    let kind = args.next().unwrap_or_default();
+    let what = match kind.to_str() {
+        Some("net") => {
+            let tap = text(args.next(), "plug net needs a tap")?;
+            let mac = text(args.next(), "plug net needs a MAC address")?;
+            plug::What::Net(tap, mac, args.next().map(|nic| text(Some(nic), "")).transpose()?)
+        }
+        Some("disk") => {
+            let file = args.next().ok_or("plug disk needs a file")?.into();
+            let read_only = match args.next() {
+                None => false,
+                Some(word) if word == "ro" => true,
+                Some(other) => return Err(format!("plug disk does not know {}", other.display())),
+            };
+            plug::What::Disk(file, read_only)
+        }
+        _ => return Err("plug knows net and disk".into()),
+    };
+    end(args, "plug").map(|()| Command::Plug { dir, what })
+}
+
+fn text(argument: Option<OsString>, missing: &str) -> Result<String, String> {
+    argument.ok_or(missing)?.into_string().map_err(|other| format!("{} is no text", other.display()))
 }
 
 fn end(mut args: impl Iterator<Item = OsString>, verb: &str) -> Result<(), String> {

@@ -6,12 +6,14 @@
 use crate::boot::{self, Parts, cmdline};
 use crate::bundle;
 use crate::bus::{Bus, MMIO_BASE, MMIO_WINDOW};
+use crate::control::Control;
 use crate::cpu;
 use crate::epoll::{Epoll, EventFlags};
 use crate::memory::{self, Mem};
 use crate::say;
 use crate::seccomp::{self, Role};
 use crate::serial::{self, Serial};
+use crate::slots::SpareSlot;
 use crate::vcpu::{self, End};
 use crate::virtio::block::{self, Block, extents::Extents};
 use crate::virtio::fs::{self, Fs};
@@ -21,9 +23,11 @@ use crate::virtio::rng::{self, Rng};
 use crate::virtio::vsock::{self, device::Vsock, log::LogFiles};
 use crate::virtio::{Identity, Slot};
 use crate::vm::Vm;
+use crate::worker::{self, Orders};
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex};
 use zone::bundle::Bundle;
@@ -39,6 +43,9 @@ const TOKEN_LISTENER: u64 = 1;
 const TOKEN_VSOCK: u64 = 2;
 const TOKEN_RNG: u64 = 3;
 const TOKEN_FS: u64 = 4;
+/// Behind the shares: the control socket and its clients.
+const TOKEN_CONTROL: u64 = 1 << 16;
+const TOKEN_CONTROL_END: u64 = TOKEN_CONTROL + Control::TOKENS;
 /// Tokens from here on are vsock connections.
 const TOKEN_STREAMS: u64 = 1 << 32;
 
@@ -73,6 +80,8 @@ struct Machine {
     nets: Vec<Net>,
     shares: Vec<Fs>,
     serial: Option<Mutex<Serial>>,
+    control: Option<OwnedFd>,
+    spare: Vec<SpareSlot>,
 }
 
 /// Puts devices on the bus, one after the other.
@@ -86,8 +95,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn add(&mut self, identity: Identity) -> Result<Arc<Slot>> {
         let index = self.devices.len();
-        // More devices than lines share them, which edge-triggered lines allow: each handler looks at its own device.
-        let line = FIRST_LINE + index as u32 % LINES;
+        let line = line_of(index);
         let slot = Slot::new(identity.queues.len(), self.vm.line(line)?).context("cannot make event descriptors")?;
         let address = MMIO_BASE + index as u64 * MMIO_WINDOW + QUEUE_NOTIFY;
         for (queue, kick) in slot.kicks.iter().take(identity.doorbells).enumerate() {
@@ -127,7 +135,7 @@ impl Machine {
         let mut nets = Vec::new();
         for net in &bundle.nets {
             let identity = net::identity(net::parse_mac(&net.mac)?);
-            let tap = net::attach(&net.tap)?;
+            let tap = net::attach(net::open_tun()?, &net.tap)?;
             nets.push(Net::new(builder.add(identity)?, mem.clone(), tap));
         }
         let mut shares = Vec::new();
@@ -135,12 +143,30 @@ impl Machine {
             let (identity, daemon) = fs::connect(&share.tag, names.connect(&share.socket)?)?;
             shares.push(Fs::new(builder.add(identity)?, mem.clone(), daemon, &share.tag));
         }
-        let (lines, devices) = (builder.lines, builder.devices);
+        let (mut lines, devices) = (builder.lines, builder.devices);
+        let spare: Vec<SpareSlot> = (0..bundle.spare_slots).map(|_| SpareSlot::default()).collect();
+        lines.extend((devices.len()..devices.len() + spare.len()).map(line_of));
+        let control = bundle.control.as_ref().map(|name| names.listen_for_control(name)).transpose()?;
         let serial = match &bundle.console {
             Some(name) => Some(Mutex::new(Serial::new(names.append(name)?, vm.line(serial::IRQ)?))),
             None => None,
         };
-        Ok(Self { mem, vm, lines, devices, vsock, vsock_slot, rng, rng_slot, disks, nets, shares, serial })
+        Ok(Self {
+            mem,
+            vm,
+            lines,
+            devices,
+            vsock,
+            vsock_slot,
+            rng,
+            rng_slot,
+            disks,
+            nets,
+            shares,
+            serial,
+            control,
+            spare,
+        })
     }
 
     fn load(&self, bundle: &Bundle, names: &bundle::Names) -> Result<u64> {
@@ -167,7 +193,7 @@ impl Machine {
 
     /// Starts the threads, and is the main one until the guest ends.
     fn start(self, vcpus: u8, entry: u64) -> Result<u8> {
-        let Self { vm, devices, mut vsock, vsock_slot, rng, rng_slot, disks, nets, mut shares, serial, .. } = self;
+        let Self { mem, vm, devices, mut vsock, vsock_slot, rng, rng_slot, disks, nets, mut shares, .. } = self;
         let end = End::new().context("cannot make event descriptors")?;
         let mut epoll = Epoll::new().context("cannot make an epoll set")?;
         let edge = EventFlags::IN | EventFlags::ET;
@@ -194,18 +220,18 @@ impl Machine {
             }
             cpus.push((id, cpu));
         }
-        // The machine's descriptor stays open to the end: with it, KVM would let go of the interrupt lines.
-        let Vm { kvm, fd: _machine } = vm;
-        drop(kvm);
-        let threads = cpus.len() + nets.len() + usize::from(!disks.is_empty());
-        let crew = Crew { end: end.clone(), confined: Arc::new(Barrier::new(threads + 1)) };
-        if !disks.is_empty() {
-            crew.hire("disks", Role::Disks, move || block::work(&disks))?;
+        let bus = Arc::new(Bus { devices, spare: self.spare, serial: self.serial });
+        let orders =
+            self.control.as_ref().map(|_| Orders::new()).transpose().context("cannot make event descriptors")?;
+        let worker = usize::from(!disks.is_empty() || orders.is_some());
+        let crew = Crew { end: end.clone(), confined: Arc::new(Barrier::new(cpus.len() + nets.len() + worker + 1)) };
+        if worker > 0 {
+            let (role, orders) = (Role::Disks { plug: orders.is_some() }, orders.clone());
+            crew.hire("disks", role, move || worker::work(disks, orders.as_deref()))?;
         }
         for net in nets {
             crew.hire("net", Role::Net, move || net.work())?;
         }
-        let bus = Arc::new(Bus { devices, serial });
         for (id, cpu) in cpus {
             let (bus, end) = (bus.clone(), end.clone());
             crew.hire(&format!("vcpu{id}"), Role::Vcpu, move || {
@@ -213,7 +239,15 @@ impl Machine {
                 Ok(())
             })?;
         }
-        seccomp::confine(&seccomp::filter(Role::Main)?)?;
+        let role = Role::Main { plug: self.control.is_some() };
+        // The machine's descriptor stays open to the end: with it, KVM would let go of the interrupt lines.
+        let (mut control, _machine) = match self.control.zip(orders) {
+            Some((listener, orders)) => {
+                (Some(Control::new(listener, TOKEN_CONTROL, &epoll, (vm, mem, bus), orders)?), None)
+            }
+            None => (None, Some(vm)),
+        };
+        seccomp::confine(&seccomp::filter(role)?)?;
         crew.confined.wait();
 
         let mut events = Vec::new();
@@ -224,6 +258,11 @@ impl Machine {
                     TOKEN_RNG => rng.serve(),
                     TOKEN_LISTENER => vsock.client_waits(),
                     TOKEN_STREAMS.. => vsock.stream_event(token, flags),
+                    TOKEN_CONTROL..TOKEN_CONTROL_END => {
+                        if let Some(control) = &mut control {
+                            control.event(token, &epoll);
+                        }
+                    }
                     token => {
                         if let Some(share) =
                             token.checked_sub(TOKEN_FS).and_then(|index| shares.get_mut(index as usize))
@@ -247,6 +286,12 @@ impl Machine {
             }
         }
     }
+}
+
+/// The interrupt line of the window with this number. More windows than lines share them, which edge-triggered lines allow: each
+/// handler looks at its own device.
+pub fn line_of(window: usize) -> u32 {
+    FIRST_LINE + window as u32 % LINES
 }
 
 /// A descriptor for each connection, beside the ones for devices.

@@ -3,6 +3,7 @@
 //! One list a kind of thread, put up by the thread itself before the guest's first instruction. No thread can open, connect,
 //! execute, trace, or make memory executable from then on.
 
+use crate::virtio::net;
 use anyhow::{Context, Result};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -12,18 +13,26 @@ use std::collections::BTreeMap;
 
 /// `KVM_RUN`, `_IO(0xAE, 0x80)`.
 const KVM_RUN: u64 = 0xae80;
-/// `TUNSETOFFLOAD`, `_IOW('T', 208, unsigned int)`.
-const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+/// `KVM_IRQFD`, `_IOW(0xAE, 0x76, struct kvm_irqfd)`.
+const KVM_IRQFD: u64 = 0x4020_ae76;
+/// `KVM_IOEVENTFD`, `_IOW(0xAE, 0x79, struct kvm_ioeventfd)`.
+const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 
 /// What a thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The guest's sockets, random bytes, shares, the end.
-    Main,
+    Main {
+        /// Devices may be plugged.
+        plug: bool,
+    },
     /// A virtual CPU.
     Vcpu,
     /// The disks.
-    Disks,
+    Disks {
+        /// And interfaces that are plugged.
+        plug: bool,
+    },
     /// A network interface.
     Net,
 }
@@ -68,17 +77,23 @@ const DISKS: &[libc::c_long] = &[
     libc::SYS_pwritev2,
 ];
 const NET: &[libc::c_long] = &[libc::SYS_read, libc::SYS_writev];
+/// A plugged device's events and size.
+const PLUG: &[libc::c_long] = &[libc::SYS_eventfd2, libc::SYS_lseek];
 
 /// The filter for a thread, to be made before the guest runs.
 ///
 /// # Errors
 /// When the filter cannot be built.
 pub fn filter(role: Role) -> Result<BpfProgram> {
-    let (lists, ioctl): (&[&[libc::c_long]], Option<u64>) = match role {
-        Role::Main => (&[COMMON, EPOLL, SOCKETS, FILES], None),
-        Role::Vcpu => (&[COMMON], Some(KVM_RUN)),
-        Role::Disks => (&[COMMON, EPOLL, DISKS], None),
-        Role::Net => (&[COMMON, EPOLL, NET], Some(TUNSETOFFLOAD)),
+    let (lists, ioctls): (&[&[libc::c_long]], &[u64]) = match role {
+        Role::Main { plug: false } => (&[COMMON, EPOLL, SOCKETS, FILES], &[]),
+        Role::Main { plug: true } => {
+            (&[COMMON, EPOLL, SOCKETS, FILES, PLUG], &[KVM_IRQFD, KVM_IOEVENTFD, net::TUNSETIFF, net::TUNSETVNETHDRSZ])
+        }
+        Role::Vcpu => (&[COMMON], &[KVM_RUN]),
+        Role::Disks { plug: false } => (&[COMMON, EPOLL, DISKS], &[]),
+        Role::Disks { plug: true } => (&[COMMON, EPOLL, DISKS, NET], &[net::TUNSETOFFLOAD]),
+        Role::Net => (&[COMMON, EPOLL, NET], &[net::TUNSETOFFLOAD]),
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         lists.iter().flat_map(|list| list.iter()).map(|call| (*call, Vec::new())).collect();
@@ -86,8 +101,12 @@ pub fn filter(role: Role) -> Result<BpfProgram> {
     let not_executable = || condition(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
     rules.insert(libc::SYS_mmap, vec![not_executable()?]);
     rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
-    if let Some(request) = ioctl {
-        rules.insert(libc::SYS_ioctl, vec![condition(1, SeccompCmpOp::Eq, request)?]);
+    if !ioctls.is_empty() {
+        let each = ioctls.iter().map(|request| condition(1, SeccompCmpOp::Eq, *request));
+        rules.insert(libc::SYS_ioctl, each.collect::<Result<_>>()?);
+    }
+    if role == (Role::Main { plug: true }) {
+        rules.insert(libc::SYS_fcntl, vec![condition(1, SeccompCmpOp::Eq, libc::F_SETFL as u64)?]);
     }
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)
         .context("cannot build the system call filter")?;
@@ -163,7 +182,10 @@ mod tests {
 
     #[test]
     fn a_confined_thread_cannot_open_map_code_or_use_other_ioctls() {
-        for role in [Role::Main, Role::Vcpu, Role::Disks, Role::Net] {
+        let plug = [Role::Main { plug: true }, Role::Disks { plug: true }];
+        for role in [Role::Main { plug: false }, Role::Vcpu, Role::Disks { plug: false }, Role::Net].iter().chain(&plug)
+        {
+            let role = *role;
             assert_eq!(killed_by(role, open_a_file), Some(libc::SIGSYS), "{role:?}");
             assert_eq!(killed_by(role, map_code), Some(libc::SIGSYS), "{role:?}");
             assert_eq!(killed_by(role, ask_the_terminal), Some(libc::SIGSYS), "{role:?}");

@@ -64,4 +64,14 @@ impl Vm {
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .with_context(|| format!("KVM refuses the doorbell at {address:#x}"))
     }
+
+    /// Takes a line back.
+    pub fn no_line(&self, event: &EventFd, line: u32) {
+        let _ = self.fd.unregister_irqfd(event, line);
+    }
+
+    /// Takes a doorbell back.
+    pub fn no_doorbell(&self, event: &EventFd, address: u64, value: u32) {
+        let _ = self.fd.unregister_ioevent(event, &IoEventAddress::Mmio(address), value);
+    }
 }

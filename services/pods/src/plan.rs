@@ -15,6 +15,9 @@ use zone::pod::{ContainerSpec, Mount, PodSpec};
 use zone::volume::VolumeAccess;
 use zone::{EndpointId, VolumeName};
 
+/// Networks that a running container can join beside those that it started with.
+const SPARE_SLOTS: u8 = 4;
+
 /// Where a pod's things lie.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -111,6 +114,8 @@ pub fn plan(view: &View, places: &Places, run: u32, now_ns: u64) -> Result<Plan,
         agent: places.run.join("agent.sock"),
         log: Some(LogFiles { files: places.logs(), max_bytes }),
         console: places.console.then(|| places.run.join("console")),
+        control: Some(places.run.join(zone::control::CONTROL_SOCKET)),
+        spare_slots: SPARE_SLOTS,
     };
     let guest = guest(spec, &endpoints, containers, run, now_ns)?;
     Ok(Plan { bundle, guest, dirs, blocks })

@@ -24,6 +24,7 @@ mod child;
 mod console;
 mod container;
 mod detach;
+mod devices;
 mod exec;
 mod http;
 mod inroot;

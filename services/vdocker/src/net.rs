@@ -41,7 +41,24 @@ fn try_configure(nics: &[Nic]) -> io::Result<()> {
             Err(error) => console::say(&format!("there is no interface {name}: {error}")),
         }
     }
-    batch.send()
+    for problem in batch.send()? {
+        console::say(&problem);
+    }
+    Ok(())
+}
+
+/// Configures one interface that has come while the guest ran.
+///
+/// # Errors
+/// What did not work, for people.
+pub fn configure_one(name: &str, nic: &Nic) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot configure {name}: {error}");
+    let mut batch = Batch::default();
+    batch.interface(name, index_of(name).map_err(failed)?, nic);
+    match batch.send().map_err(failed)?.as_slice() {
+        [] => Ok(()),
+        problems => Err(problems.join("; ")),
+    }
 }
 
 fn index_of(name: &str) -> io::Result<u32> {
@@ -127,7 +144,9 @@ impl Batch {
         self.message(RTM_NEWROUTE, MAKE, format!("route {to}/{prefix} over {name}"), &head, &attributes[skip..]);
     }
 
-    fn send(self) -> io::Result<()> {
+    /// Does it all; gives what did not work.
+    fn send(self) -> io::Result<Vec<String>> {
+        let mut problems = Vec::new();
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         send(&socket, &self.bytes, SendFlags::empty())?;
         let mut buffer = vec![0u8; 16 * 1024];
@@ -142,11 +161,11 @@ impl Batch {
                 answered += 1;
                 if errno != 0 {
                     let what = self.what.get(sequence as usize).map_or("?", String::as_str);
-                    console::say(&format!("cannot {what}: {}", io::Error::from_raw_os_error(errno)));
+                    problems.push(format!("cannot {what}: {}", io::Error::from_raw_os_error(errno)));
                 }
             }
         }
-        Ok(())
+        Ok(problems)
     }
 }
 

@@ -43,6 +43,12 @@ pub struct Bundle {
     /// Where the serial console's output goes; none = nowhere.
     #[serde(default)]
     pub console: Option<PathBuf>,
+    /// A unix socket (`SOCK_SEQPACKET`) for [`crate::control`]: what is changed while the guest runs.
+    #[serde(default)]
+    pub control: Option<PathBuf>,
+    /// Empty slots, for devices that come while the guest runs. One costs the guest three exits at its start.
+    #[serde(default)]
+    pub spare_slots: u8,
 }
 
 /// A disk: a list of pieces shown to the guest as one flat device.

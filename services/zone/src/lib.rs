@@ -12,6 +12,7 @@ pub mod bundle;
 pub mod cache;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod control;
 pub mod endpoint;
 pub mod error;
 pub mod guest;

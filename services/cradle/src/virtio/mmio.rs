@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use virtio_queue::{Queue, QueueT as _};
 
-const MAGIC: u32 = 0x7472_6976;
+/// What every window begins with.
+pub const MAGIC: u32 = 0x7472_6976;
 const VENDOR: u32 = 0x4452_524b;
 const CONFIG: u64 = 0x100;
 /// The doorbells' register.

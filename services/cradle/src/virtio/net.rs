@@ -34,44 +34,60 @@ const BATCH: usize = 128;
 const RX: usize = 0;
 const TX: usize = 1;
 
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
-const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+/// Attaches to a tap.
+pub const TUNSETIFF: u64 = 0x4004_54ca;
+/// Says which offloads the guest takes.
+pub const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+/// Says how long the header is.
+pub const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const TUN_F_CSUM: libc::c_ulong = 1;
 const TUN_F_TSO4: libc::c_ulong = 2;
 const TUN_F_TSO6: libc::c_ulong = 4;
 
-/// Attaches to the tap of this name.
+/// Opens the device that taps are attached through.
+///
+/// # Errors
+/// When there is none, or it is not for us.
+pub fn open_tun() -> Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    options.open("/dev/net/tun").context("cannot open /dev/net/tun")
+}
+
+/// Attaches an open /dev/net/tun to the tap of this name.
 ///
 /// # Errors
 /// When there is none, or it belongs to somebody else.
-pub fn attach(name: &str) -> Result<File> {
+pub fn attach(tap: File, name: &str) -> Result<File> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         bail!("a tap cannot be named {name:?}");
     }
-    let tap = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/net/tun")
-        .context("cannot open /dev/net/tun")?;
     // SAFETY: ifreq is plain data; all zeroes is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-    let size = HEADER as libc::c_int;
     // SAFETY: the kernel reads and writes an ifreq here, which lives across the call; the descriptor is open.
     if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error())
             .with_context(|| format!("cannot attach to the tap {name}, which must exist and be ours"));
     }
-    // SAFETY: the kernel reads an int here, which lives across the call; the descriptor is open.
-    if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) } != 0 {
-        return Err(io::Error::last_os_error()).with_context(|| format!("the tap {name} does not take our header"));
-    }
+    set_header(&tap).with_context(|| format!("the tap {name} does not take our header"))?;
     Ok(tap)
+}
+
+/// Tells an attached tap how long the header before each packet is.
+///
+/// # Errors
+/// When it is no tap with such headers.
+pub fn set_header(tap: &File) -> io::Result<()> {
+    let size = HEADER as libc::c_int;
+    // SAFETY: the kernel reads an int here, which lives across the call; the descriptor is open.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Reads a MAC address.
@@ -131,17 +147,30 @@ impl Net {
     /// When the process has no more descriptors.
     pub fn work(mut self) -> io::Result<()> {
         let mut epoll = Epoll::new()?;
-        epoll.add(&self.slot.changed, 0, EventFlags::IN | EventFlags::ET)?;
-        epoll.add(&self.slot.kicks[RX], 0, EventFlags::IN | EventFlags::ET)?;
-        epoll.add(&self.slot.kicks[TX], 0, EventFlags::IN | EventFlags::ET)?;
-        // Told once for each change, so that a guest without buffers leaves us asleep.
-        epoll.add(&self.tap, 0, EventFlags::IN | EventFlags::ET)?;
+        self.watch(&epoll, 0)?;
         let mut events = Vec::new();
         loop {
             epoll.wait(&mut events)?;
             events.clear();
             while self.serve() {}
         }
+    }
+
+    /// Has the set tell of everything that [`Net::serve`] is to be called for.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn watch(&self, epoll: &Epoll, token: u64) -> io::Result<()> {
+        for event in [&self.slot.changed, &self.slot.kicks[RX], &self.slot.kicks[TX]] {
+            epoll.add(event, token, EventFlags::IN | EventFlags::ET)?;
+        }
+        // Told once for each change, so that a guest without buffers leaves us asleep.
+        epoll.add(&self.tap, token, EventFlags::IN | EventFlags::ET)
+    }
+
+    /// Has the set tell of it once more, when others are to have their turn in between.
+    pub fn again(&self) {
+        let _ = self.slot.changed.write(1);
     }
 
     /// A turn of both directions; true when there may be more to do.

@@ -6,7 +6,7 @@ use crate::agent::Agent;
 use crate::attach;
 use crate::container::Container;
 use crate::exec::{Exec, set_size};
-use crate::{archive, changes, signals, stats, top};
+use crate::{archive, changes, devices, signals, stats, top};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -38,6 +38,8 @@ pub fn answer(agent: &Arc<Agent>, request: &mut Request) -> Answer {
     let result = match (method.as_str(), parts.as_slice()) {
         ("GET", ["v1", "state"]) => Ok(state(agent).into()),
         ("POST", ["shutdown"]) => Ok(shutdown(agent).into()),
+        ("POST", ["v1", "devices"]) => request.json().map_err(Refusal::from).and_then(|body| devices::appeared(&body)),
+        ("DELETE", ["v1", "devices", device]) => devices::leaves(device),
         (_, ["containers", id, action]) => container_action(agent, request, &method, id, action),
         (_, ["exec", id, action]) => exec_action(agent, request, &method, id, action),
         _ => refuse(404, "page not found"),

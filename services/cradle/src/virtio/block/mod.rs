@@ -1,6 +1,6 @@
 //! virtio-blk: disks (virtio 1.2, section 5.2).
 //!
-//! [`extents`] is what a disk consists of, [`request`] what the guest may ask. All disks of a guest share one thread.
+//! [`extents`] is what a disk consists of, [`request`] what the guest may ask. All disks of a guest share one thread ([`crate::worker`]).
 
 pub mod extents;
 pub mod request;
@@ -61,6 +61,15 @@ impl Block {
         Self { slot, mem, disk }
     }
 
+    /// Has the set tell of everything that [`Block::serve`] is to be called for.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn watch(&self, epoll: &Epoll, token: u64) -> io::Result<()> {
+        epoll.add(&self.slot.changed, token, EventFlags::IN | EventFlags::ET)?;
+        epoll.add(&self.slot.kicks[0], token, EventFlags::IN | EventFlags::ET)
+    }
+
     /// Does what the guest has asked for.
     pub fn serve(&self) {
         let mut active = self.slot.active();
@@ -81,27 +90,6 @@ impl Block {
             }
             if !look_again(queue, mem, took, &mut idle) {
                 return;
-            }
-        }
-    }
-}
-
-/// Serves all disks, forever.
-///
-/// # Errors
-/// When the process has no more descriptors.
-pub fn work(disks: &[Block]) -> io::Result<()> {
-    let mut epoll = Epoll::new()?;
-    for (index, disk) in disks.iter().enumerate() {
-        epoll.add(&disk.slot.changed, index as u64, EventFlags::IN | EventFlags::ET)?;
-        epoll.add(&disk.slot.kicks[0], index as u64, EventFlags::IN | EventFlags::ET)?;
-    }
-    let mut events = Vec::new();
-    loop {
-        epoll.wait(&mut events)?;
-        for (token, _) in events.drain(..) {
-            if let Some(disk) = disks.get(token as usize) {
-                disk.serve();
             }
         }
     }
