@@ -9,6 +9,10 @@ use std::net::Ipv4Addr;
 /// The file's path in the initramfs.
 pub const SPEC_FILE: &str = "/spec.json";
 
+/// A program that every container has though no file system does: the agent's own, which waits and reaps until it is told
+/// to end. Containers whose work is all done by exec are started with it.
+pub const IDLE_PROGRAM: &str = "/dev/kraud-idle";
+
 /// One boot of a pod.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct GuestSpec {

@@ -87,6 +87,7 @@ fn container_action(
         ("GET", "changes") => {
             Ok(Response::json(200, &changes::changes(&container.rootfs.lower, &container.rootfs.upper)).into())
         }
+        ("GET", "layer") => archive::layer::get(container),
         ("HEAD", "archive") => archive::head(container, request),
         ("GET", "archive") => archive::get(container, request),
         ("PUT", "archive") => archive::put(container, request),
