@@ -288,7 +288,10 @@ fn is_subnet(text: &str) -> bool {
 
 async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
     let request: Create = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let spec = spec_of(request)?;
+    let mut spec = spec_of(request)?;
+    if let Some(project) = app.scope.project() {
+        spec.labels.insert(crate::project::LABEL.into(), project.into());
+    }
     let id = names::new_id()?;
     let operations =
         vec![Operation::create::<NetworkName>(&spec.name, &id, None)?, Operation::create::<Network>(&id, &spec, None)?];

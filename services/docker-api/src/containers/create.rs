@@ -8,12 +8,13 @@ use super::{checks, mounts};
 use crate::errors::{Failure, Result};
 use crate::filters::Params;
 use crate::state::World;
-use crate::{App, images, names, networks};
+use crate::{App, images, names, networks, project};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Arc;
 use zone::client::Operation;
 use zone::endpoint::{Endpoint, EndpointSpec};
@@ -30,7 +31,10 @@ const ATTEMPTS: u32 = 8;
 /// # Errors
 /// 400 for what cannot be, 404 for an image or network that is not there, 409 for a name that is taken.
 pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) -> Result<Response> {
-    let raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    let mut raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    if let Some(project) = app.scope.project() {
+        label(&mut raw, project)?;
+    }
     let request: Create =
         serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let wanted_name = params.get("name").map(names::container_name).transpose()?;
@@ -43,6 +47,7 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) ->
     let image = images::find_or_refresh(&app, reference).await?;
     checks::platform(params.get("platform"), reference, &image)?;
     let merged = merge::merge(&image.status.config["config"], &request)?;
+    let project = project::of_map(&merged.labels);
     for attempt in 0..ATTEMPTS {
         let world = app.store.world();
         let name = match wanted_name {
@@ -63,10 +68,14 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) ->
             merged: &merged,
             image: ImageId::new(&image.meta.name),
             name,
+            volumes: &app.config.volumes,
+            project: &project,
+            restricted: app.scope.project().is_some(),
         };
-        let (id, operations) = draft.write().map_err(only_images_are_missing)?;
+        let Written { id, operations, warnings: more } = draft.write().map_err(only_images_are_missing)?;
         match app.store.transact(operations).await {
             Ok(()) => {
+                warnings.extend(more);
                 return Ok((StatusCode::CREATED, axum::Json(json!({ "Id": id, "Warnings": warnings }))).into_response());
             }
             // A name or volume appeared meanwhile: look again.
@@ -75,6 +84,18 @@ pub async fn create(State(app): State<Arc<App>>, params: Params, body: Bytes) ->
         }
     }
     Err(Failure::conflict("too many containers and volumes are being created at once; try again"))
+}
+
+/// What a restricted client makes belongs to its project, whatever it says.
+fn label(raw: &mut Value, project: &str) -> Result<()> {
+    let Some(request) = raw.as_object_mut() else { return Err(Failure::invalid("invalid JSON: an object is wanted")) };
+    let labels = request.entry("Labels").or_insert_with(|| json!({}));
+    if labels.is_null() {
+        *labels = json!({});
+    }
+    let labels = labels.as_object_mut().ok_or_else(|| Failure::invalid("invalid JSON: Labels is not an object"))?;
+    labels.insert(project::LABEL.into(), json!(project));
+    Ok(())
 }
 
 /// Clients pull the image when a create is answered with 404; so what else is missing is a wrong request.
@@ -102,13 +123,25 @@ struct Draft<'a> {
     merged: &'a Merged,
     image: ImageId,
     name: String,
+    volumes: &'a Path,
+    project: &'a str,
+    restricted: bool,
+}
+
+/// A container ready to be written.
+struct Written {
+    id: ContainerId,
+    operations: Vec<Operation>,
+    warnings: Vec<String>,
 }
 
 impl Draft<'_> {
-    fn write(&self) -> Result<(ContainerId, Vec<Operation>)> {
+    fn write(&self) -> Result<Written> {
         let id = ContainerId::new(names::new_id()?);
         let pod = PodId::new(id.as_str());
-        let plan = mounts::plan(self.world, self.request, &self.merged.volumes)?;
+        let Self { world, volumes, project, restricted, .. } = *self;
+        let place = mounts::Place { world, volumes, project, restricted };
+        let plan = mounts::plan(place, self.request, &self.merged.volumes)?;
         let endpoints = self.endpoints(&id, &pod)?;
         let hostname = match self.request.hostname.as_deref() {
             Some(name) if !name.is_empty() => name.to_owned(),
@@ -143,7 +176,7 @@ impl Draft<'_> {
         for (endpoint, spec) in &endpoints {
             operations.push(Operation::create::<Endpoint>(endpoint.as_str(), spec, None)?);
         }
-        Ok((id, operations))
+        Ok(Written { id, operations, warnings: plan.warnings })
     }
 
     fn container(&self, id: &ContainerId, mounts: Vec<zone::pod::Mount>, hostname: &str) -> Result<ContainerSpec> {
