@@ -197,14 +197,7 @@ mod tests {
         let served = tokio::spawn(async move { doors.connection(server, who).await });
         client.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        let mut piece = [0; 4096];
-        while let Ok(length @ 1..) = client.read(&mut piece).await {
-            answer.extend_from_slice(&piece[..length]);
-            if answer.starts_with(b"HTTP/1.1 431 ") {
-                break;
-            }
-        }
-        drop(client);
+        client.read_to_end(&mut answer).await.unwrap();
         served.await.unwrap();
         String::from_utf8_lossy(&answer).into_owned()
     }
@@ -217,13 +210,6 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("may only look"), "{answer}");
         let answer = ask(Scope::default(), post).await;
         assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("No such container: x"), "{answer}");
-    }
-
-    #[tokio::test]
-    async fn a_head_that_is_too_long_is_refused() {
-        let long = format!("GET /_ping HTTP/1.1\r\nhost: d\r\nx: {}\r\n\r\n", "a".repeat(200_000));
-        let answer = ask(Scope::default(), &long).await;
-        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer:.80}");
     }
 
     #[tokio::test(start_paused = true)]
