@@ -84,22 +84,23 @@ pub fn make(
     progress: &mut dyn Progress,
 ) -> Result<PathBuf> {
     let recipes = trees.recipes.join("dev");
-    let programs = cargo_build(cache, inputs.workspace, &["door", "bench"], progress)?;
-    let (door, bench) = (programs.join("door"), programs.join("bench"));
-    let key = Key::new("extension", 1)
+    let programs = cargo_build(cache, inputs.workspace, &["door", "bench", "compare"], progress)?;
+    let own = ["door", "bench", "compare"].map(|name| programs.join(name));
+    let mut key = Key::new("extension", 1)
         .text("script", COLLECT)
         .text("dev", &inputs.dev.identity())
         .text("root", &inputs.root.identity())
         .text("version", inputs.version)
-        .file(&door)?
-        .file(&bench)?
         .file(&signer.cert)?
         .tree(&recipes)?;
+    for program in &own {
+        key = key.file(program)?;
+    }
     let uuid_seed = super::disk::uuid(&key.clone().hex());
     let entry = cache.step(progress, "extension", key, |dir, _| {
         let log = cache.log("extension");
         let stage = tempfile::tempdir().at("make", std::env::temp_dir())?;
-        self::stage(&stage.path().join("tree"), &recipes, [&door, &bench], inputs.version)?;
+        self::stage(&stage.path().join("tree"), &recipes, &own, inputs.version)?;
         let content = dir.join("content");
         let mut collect = tools.privileged(host, "sh");
         collect
@@ -142,9 +143,10 @@ pub struct Inputs<'a> {
 }
 
 /// Our own files, laid out as in the extension. Units are upheld: the extension is merged after the boot's jobs are queued.
-fn stage(tree: &Path, recipes: &Path, [door, bench]: [&Path; 2], version: &str) -> Result<()> {
-    copy(door, &tree.join("usr/lib/kraud/door"))?;
-    copy(bench, &tree.join("usr/lib/kraud/bench"))?;
+fn stage(tree: &Path, recipes: &Path, programs: &[PathBuf], version: &str) -> Result<()> {
+    for program in programs {
+        copy(program, &tree.join("usr/lib/kraud").join(program.file_name().unwrap_or_default()))?;
+    }
     let system = tree.join("usr/lib/systemd/system");
     for entry in fs::read_dir(recipes).at("read", recipes)?.flatten() {
         let (path, name) = (entry.path(), entry.file_name());

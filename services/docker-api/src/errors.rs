@@ -19,6 +19,10 @@ pub struct Failure {
     pub message: String,
 }
 
+/// Marks the answer for a path that the API does not have: it has fewer headers.
+#[derive(Clone, Copy, Debug)]
+pub struct NoRoute;
+
 impl Failure {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
@@ -57,6 +61,14 @@ impl Failure {
     /// 503: something needed is not ready.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// The answer for a path that the API does not have.
+    #[must_use]
+    pub fn no_route() -> Response {
+        let mut response = Self::not_found("page not found").into_response();
+        response.extensions_mut().insert(NoRoute);
+        response
     }
 
     /// 304: nothing to do; has no body.

@@ -3,11 +3,12 @@
 //! Owns the comparison of a resource before and after, and the short memory for `since`. Events that no resource shows
 //! (kill, exec, attach) are sent by the handlers.
 
+pub mod calls;
+
 use crate::App;
-use crate::errors::Result;
-use crate::filters::{Filters, Params, parse_time};
+use crate::errors::{Failure, Result};
+use crate::filters::{Filters, Params, stream_time};
 use crate::names::familiar;
-use crate::project;
 use crate::state::World;
 use axum::body::Body;
 use axum::extract::State;
@@ -20,7 +21,7 @@ use tokio::sync::{broadcast, mpsc};
 use zone::Resource;
 use zone::image::Image;
 use zone::network::Network;
-use zone::pod::{ContainerSpec, Phase, Pod};
+use zone::pod::{ContainerSpec, Mount, Phase, Pod};
 use zone::time::now_ns;
 use zone::volume::Volume;
 
@@ -46,9 +47,6 @@ pub struct Message {
     time: u64,
     #[serde(rename = "timeNano")]
     time_nano: u64,
-    /// Whose it is; none for what belongs to all.
-    #[serde(skip)]
-    project: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -73,13 +71,7 @@ impl Message {
             scope: "local",
             time: now / 1_000_000_000,
             time_nano: now,
-            project: None,
         }
-    }
-
-    fn of_project(mut self, project: String) -> Self {
-        self.project = Some(project);
-        self
     }
 
     /// An event of a container.
@@ -94,8 +86,13 @@ impl Message {
         attributes.insert("image".into(), spec.image_ref.clone());
         attributes.insert("name".into(), spec.name.clone());
         attributes.extend(more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
-        let project = project::of_json(&spec.docker["Labels"]);
-        Self::new("container", action, spec.id.as_str(), attributes).of_project(project)
+        Self::new("container", action, spec.id.as_str(), attributes)
+    }
+
+    /// The end of a prune.
+    #[must_use]
+    pub fn prune(kind: &'static str, reclaimed: u64) -> Self {
+        Self::new(kind, "prune", "", owned(&[("reclaimed", reclaimed.to_string())]))
     }
 
     fn matches(&self, filters: &Filters) -> bool {
@@ -143,6 +140,12 @@ impl Events {
         let _ = self.sender.send(message);
     }
 
+    /// How many listen.
+    #[must_use]
+    pub fn listeners(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
     /// What is remembered, and everything after it.
     fn subscribe(&self) -> (Vec<Arc<Message>>, broadcast::Receiver<Arc<Message>>) {
         let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,37 +158,25 @@ impl Events {
 /// # Errors
 /// 400 for wrong parameters.
 pub async fn events(State(app): State<Arc<App>>, params: Params) -> Result<Response> {
-    const ALLOWED: [&str; 17] = [
-        "config",
-        "container",
-        "daemon",
-        "event",
-        "image",
-        "label",
-        "network",
-        "node",
-        "plugin",
-        "scope",
-        "secret",
-        "service",
-        "type",
-        "volume",
-        "label!",
-        "reference",
-        "health",
-    ];
-    let filters = params.filters(&ALLOWED)?;
-    let since = params.get("since").map(parse_time).transpose()?;
-    let until = params.get("until").map(parse_time).transpose()?;
+    // Docker ignores filters of events that it does not know.
+    let filters = params.any_filters()?;
+    let since = params.get("since").map(stream_time).transpose()?;
+    let until = params.get("until").map(stream_time).transpose()?;
+    if let (Some(from), Some(to)) = (since, until)
+        && to < from
+    {
+        let said = |name| params.get(name).unwrap_or_default();
+        return Err(Failure::invalid(format!(
+            "`since` time ({}) cannot be after `until` time ({})",
+            said("since"),
+            said("until")
+        )));
+    }
     let (past, mut live) = app.events.subscribe();
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(64);
     tokio::spawn(async move {
-        let seen = |m: &Message| m.project.as_deref().is_none_or(|p| app.scope.sees(p));
         let wanted = |m: &Message| {
-            seen(m)
-                && m.matches(&filters)
-                && since.is_none_or(|s| m.time_nano >= s)
-                && until.is_none_or(|u| m.time_nano <= u)
+            m.matches(&filters) && since.is_none_or(|s| m.time_nano >= s) && until.is_none_or(|u| m.time_nano <= u)
         };
         for message in past.iter().filter(|m| since.is_some() && wanted(m)) {
             if sender.send(Ok(line(message))).await.is_err() {
@@ -243,6 +234,7 @@ pub fn of_pod(world: &World, old: Option<&Resource<Pod>>, new: Option<&Resource<
         };
         if after.started_ns != before.started_ns && after.started_ns != 0 {
             messages.extend(of_endpoints(world, new, "connect"));
+            messages.extend(of_mounts(world, spec, "mount"));
             messages.push(Message::container(spec, "start", &[]));
         }
         if after.finished_ns != before.finished_ns && after.finished_ns != 0 {
@@ -256,6 +248,7 @@ pub fn of_pod(world: &World, old: Option<&Resource<Pod>>, new: Option<&Resource<
                 &[("exitCode", after.exit_code.to_string()), ("execDuration", seconds.to_string())],
             ));
             messages.extend(of_endpoints(world, new, "disconnect"));
+            messages.extend(of_mounts(world, spec, "unmount"));
             if old.is_some_and(|o| o.status.phase == Phase::Stopping) {
                 messages.push(Message::container(spec, "stop", &[]));
             }
@@ -272,6 +265,25 @@ pub fn of_pod(world: &World, old: Option<&Resource<Pod>>, new: Option<&Resource<
     messages
 }
 
+fn of_mounts(world: &World, spec: &ContainerSpec, action: &str) -> Vec<Message> {
+    let volumes = spec.mounts.iter().filter_map(|mount| match mount {
+        Mount::Volume { volume, target, read_only, .. } => Some((volume, target, read_only)),
+        _ => None,
+    });
+    volumes
+        .map(|(volume, target, read_only)| {
+            let driver = world.volumes.get(volume.as_str()).map_or("local", |v| v.spec.driver.as_str());
+            let mut attributes = owned(&[("container", spec.id.to_string()), ("driver", driver.to_owned())]);
+            if action == "mount" {
+                attributes.insert("destination".into(), target.clone());
+                attributes.insert("propagation".into(), String::new());
+                attributes.insert("read/write".into(), (!read_only).to_string());
+            }
+            Message::new("volume", action, volume.as_str(), attributes)
+        })
+        .collect()
+}
+
 fn of_endpoints(world: &World, pod: &Resource<Pod>, action: &str) -> Vec<Message> {
     let networks = pod.spec.endpoints.iter().filter_map(|id| world.endpoints.get(id.as_str())).map(|e| &e.spec.network);
     networks
@@ -283,7 +295,6 @@ fn of_endpoints(world: &World, pod: &Resource<Pod>, action: &str) -> Vec<Message
                 ("type", network.spec.driver.clone()),
             ];
             Message::new("network", action, &network.meta.name, owned(&attributes))
-                .of_project(project::of_pod(&pod.spec))
         })
         .collect()
 }
@@ -301,8 +312,7 @@ pub fn of_network(old: Option<&Resource<Network>>, new: Option<&Resource<Network
         _ => return Vec::new(),
     };
     let attributes = [("name", network.spec.name.clone()), ("type", network.spec.driver.clone())];
-    let project = project::of_map(&network.spec.labels);
-    vec![Message::new("network", action, &network.meta.name, owned(&attributes)).of_project(project)]
+    vec![Message::new("network", action, &network.meta.name, owned(&attributes))]
 }
 
 /// The events of a volume's change.
@@ -313,9 +323,7 @@ pub fn of_volume(old: Option<&Resource<Volume>>, new: Option<&Resource<Volume>>)
         (Some(volume), None) => (volume, "destroy"),
         _ => return Vec::new(),
     };
-    let project = project::of_map(&volume.spec.labels);
-    let attributes = owned(&[("driver", volume.spec.driver.clone())]);
-    vec![Message::new("volume", action, &volume.meta.name, attributes).of_project(project)]
+    vec![Message::new("volume", action, &volume.meta.name, owned(&[("driver", volume.spec.driver.clone())]))]
 }
 
 /// The events of an image's change.
@@ -328,7 +336,7 @@ pub fn of_image(old: Option<&Resource<Image>>, new: Option<&Resource<Image>>) ->
         Message::new("image", action, &image.meta.name, owned(&[("name", familiar(name).to_owned())]))
     };
     let mut messages: Vec<Message> =
-        before.iter().filter(|t| !after.contains(t)).map(|t| message("untag", t)).collect();
+        before.iter().filter(|t| !after.contains(t)).map(|_| message("untag", &image.meta.name)).collect();
     messages.extend(after.iter().filter(|t| !before.contains(t)).map(|t| message("tag", t)));
     if new.is_none() {
         messages.push(message("delete", &image.meta.name));

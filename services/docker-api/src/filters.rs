@@ -51,8 +51,16 @@ impl Params {
     /// 400 when it is none.
     pub fn number(&self, name: &str) -> Result<Option<i64>> {
         self.get(name)
-            .map(|v| v.parse().map_err(|_| Failure::invalid(format!("invalid value \"{v}\" for {name}: not a number"))))
+            .map(|v| v.parse().map_err(|_| Failure::invalid(format!("strconv.Atoi: parsing \"{v}\": invalid syntax"))))
             .transpose()
+    }
+
+    /// The filters, whatever they are.
+    ///
+    /// # Errors
+    /// 400 when they are not JSON.
+    pub fn any_filters(&self) -> Result<Filters> {
+        self.get("filters").map_or(Ok(Filters::default()), Filters::parse)
     }
 
     /// The filters.
@@ -60,7 +68,7 @@ impl Params {
     /// # Errors
     /// 400 when they are not JSON, or one is not in `allowed`.
     pub fn filters(&self, allowed: &[&str]) -> Result<Filters> {
-        let filters = self.get("filters").map_or(Ok(Filters::default()), Filters::parse)?;
+        let filters = self.any_filters()?;
         match filters.0.keys().find(|key| !allowed.contains(&key.as_str())) {
             Some(unknown) => Err(Failure::invalid(format!("invalid filter '{unknown}'"))),
             None => Ok(filters),
@@ -85,7 +93,7 @@ impl Filters {
             Map(BTreeMap<String, bool>),
         }
         let raw: BTreeMap<String, Values> =
-            serde_json::from_str(text).map_err(|e| Failure::invalid(format!("invalid filter: {e}")))?;
+            serde_json::from_str(text).map_err(|_| Failure::invalid("invalid filter"))?;
         Ok(Self(
             raw.into_iter()
                 .map(|(key, values)| match values {
@@ -121,7 +129,7 @@ impl Filters {
             values if values.iter().all(|v| matches!(v.to_ascii_lowercase().as_str(), "0" | "false" | "f")) => {
                 Ok(Some(false))
             }
-            values => Err(Failure::invalid(format!("invalid filter '{name}={values:?}'"))),
+            values => Err(Failure::invalid(format!("invalid filter '{name}=[{}]'", values.join(" ")))),
         }
     }
 
@@ -143,22 +151,27 @@ impl Filters {
     }
 }
 
+/// A time as `logs` and `events` take it; the same as [`parse_time`], but for what is said of a wrong one.
+///
+/// # Errors
+/// 400 when it is none.
+pub fn stream_time(text: &str) -> Result<u64> {
+    parse_time(text).map_err(|_| Failure::invalid(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax")))
+}
+
 /// A time as clients write it: seconds with a fraction, RFC 3339, or how long ago (`10m`, `1h30m`).
 ///
 /// # Errors
 /// 400 when it is none of these.
 pub fn parse_time(text: &str) -> Result<u64> {
-    let wrong = || {
-        Failure::invalid(format!(
-            "invalid time \"{text}\": expected seconds since the epoch, RFC 3339 or a duration like 10m"
-        ))
-    };
+    let wrong = || Failure::invalid(format!("failed to parse value as time or duration: \"{text}\""));
     if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };
         let fraction: String = fraction.chars().chain("000000000".chars()).take(9).collect();
         let nanos: u64 = fraction.parse().map_err(|_| wrong())?;
-        return whole.checked_mul(1_000_000_000).and_then(|w| w.checked_add(nanos)).ok_or_else(wrong);
+        // A time that is farther off than can be said is as far off as can be said.
+        return Ok(whole.saturating_mul(1_000_000_000).saturating_add(nanos));
     }
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return u64::try_from(time.as_nanosecond()).map_err(|_| wrong());

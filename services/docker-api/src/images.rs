@@ -3,17 +3,17 @@
 //! Owns lookup by reference and the rules of `tag` and `rmi`. Tags are wanted state and are written here; everything
 //! else about an image is the content store's.
 
-mod build;
-mod commit;
 mod distribution;
 mod remove;
 mod transfer;
 
 use crate::App;
 use crate::errors::{Failure, Result};
+use crate::fields::{Answer, fit};
 use crate::filters::Params;
 use crate::names::{Reference, ZERO_TIME, familiar, seconds};
 use crate::state::World;
+use crate::version::ApiVersion;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -37,18 +37,28 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/images/search", get(search))
         .route("/images/prune", post(remove::prune))
         .route("/images/{*rest}", get(read).post(write).delete(remove::remove))
-        .route("/build/prune", post(build::prune))
-        .route("/build/cancel", post(build::cancel))
-        .route("/build", post(build::build).layer(DefaultBodyLimit::disable()))
-        .route("/grpc", post(build::buildkit))
-        .route("/session", post(build::buildkit))
-        .route("/commit", post(commit::commit))
-        .route("/containers/{id}/layer", get(commit::layer))
+        .route("/build/prune", post(prune_builds))
+        .route("/build", post(build))
+        .route("/commit", post(commit))
         .route("/distribution/{*rest}", get(distribution::inspect))
 }
 
 async fn search() -> Failure {
     Failure::not_implemented("searching registries is not supported; use the registry's web page")
+}
+
+async fn build() -> Failure {
+    Failure::not_implemented(
+        "building images is not supported by this engine; build elsewhere and use docker load or docker pull",
+    )
+}
+
+async fn commit() -> Failure {
+    Failure::not_implemented("committing a container to an image is not supported yet")
+}
+
+async fn prune_builds() -> Json<Value> {
+    Json(json!({"CachesDeleted": null, "SpaceReclaimed": 0}))
 }
 
 /// The image with this id, reference or unique prefix of an id.
@@ -106,12 +116,17 @@ pub async fn find_or_refresh(app: &App, key: &str) -> Result<Arc<Resource<Image>
 }
 
 /// `NAME/json`, `NAME/history` or `NAME/get`.
-async fn read(State(app): State<Arc<App>>, Path(rest): Path<String>, headers: HeaderMap) -> Result<Response> {
+async fn read(
+    State(app): State<Arc<App>>,
+    Path(rest): Path<String>,
+    version: ApiVersion,
+    headers: HeaderMap,
+) -> Result<Response> {
     match rest.rsplit_once('/') {
-        Some((name, "json")) => inspect(&app, name).await.map(IntoResponse::into_response),
+        Some((name, "json")) => inspect(&app, name, version).await.map(IntoResponse::into_response),
         Some((name, "history")) => history(&app, name).await.map(IntoResponse::into_response),
         Some((name, "get")) => transfer::save(&app, &[name], &headers).await,
-        _ => Err(Failure::not_found("page not found")),
+        _ => Ok(Failure::no_route()),
     }
 }
 
@@ -125,7 +140,7 @@ async fn write(
     match rest.rsplit_once('/') {
         Some((name, "tag")) => tag(&app, name, &params).await.map(IntoResponse::into_response),
         Some((name, "push")) => transfer::push(&app, name, &params, &headers).await,
-        _ => Err(Failure::not_found("page not found")),
+        _ => Ok(Failure::no_route()),
     }
 }
 
@@ -141,8 +156,10 @@ fn created_seconds(image: &Resource<Image>) -> i64 {
     created(image).parse::<jiff::Timestamp>().map_or(0, jiff::Timestamp::as_second)
 }
 
-async fn inspect(app: &App, name: &str) -> Result<Json<Value>> {
-    Ok(Json(describe(&*find_or_refresh(app, name).await?)))
+async fn inspect(app: &App, name: &str, version: ApiVersion) -> Result<Json<Value>> {
+    let mut answer = describe(&*find_or_refresh(app, name).await?);
+    fit(Answer::Image, version, &mut answer);
+    Ok(Json(answer))
 }
 
 fn describe(image: &Resource<Image>) -> Value {
@@ -219,27 +236,36 @@ async fn history(app: &App, name: &str) -> Result<Json<Value>> {
 }
 
 /// `GET /images/json`.
-async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>> {
+async fn list(State(app): State<Arc<App>>, version: ApiVersion, params: Params) -> Result<Json<Value>> {
     let filters = params.filters(&["before", "dangling", "label", "label!", "reference", "since", "until"])?;
     let world = app.store.world();
     let time_of =
         |name: &str| filters.values(name).first().map(|k| find(&world, k).map(|i| created_seconds(&i))).transpose();
     let (before, since, until, dangling) =
         (time_of("before")?, time_of("since")?, filters.until()?, filters.flag("dangling")?);
+    let shared = params.flag("shared-size");
     let mut images: Vec<(i64, Value)> = Vec::new();
     for image in world.images.values() {
         let created = created_seconds(image);
         let labels = &image.status.config["config"]["Labels"];
-        let reference = |pattern: &str| image.spec.tags.iter().any(|tag| reference_matches(familiar(tag), pattern));
+        let named = |tag: &str| filters.any("reference", |pattern| reference_matches(familiar(tag), pattern));
+        let any_named = filters.values("reference").is_empty() || image.spec.tags.iter().any(|t| named(t));
         let old = until.is_none_or(|u| u64::try_from(created).unwrap_or_default() < seconds(u));
         let wanted = before.is_none_or(|b| created < b)
             && since.is_none_or(|s| created > s)
             && old
             && dangling.is_none_or(|d| d == image.spec.tags.is_empty())
             && filters.labels(|key| labels[key].as_str().map(str::to_owned))
-            && filters.any("reference", reference);
+            && any_named;
         if wanted {
-            images.push((created, summary(&world, image)));
+            let mut one = summary(&world, image);
+            one["RepoTags"] = image.spec.tags.iter().filter(|t| named(t)).map(|t| familiar(t)).collect();
+            if shared {
+                share(&world, image, &mut one);
+            }
+            fit(Answer::ImageSummary, version, &mut one);
+            older(version, &mut one);
+            images.push((created, one));
         }
     }
     images.sort_by_key(|(created, _)| std::cmp::Reverse(*created));
@@ -261,6 +287,30 @@ pub fn summary(world: &World, image: &Resource<Image>) -> Value {
         "SharedSize": -1,
         "Size": image.status.size,
     })
+}
+
+/// How much of an image other images have too.
+pub fn share(world: &World, image: &Resource<Image>, summary: &mut Value) {
+    let others = world.images.values().filter(|i| i.meta.name != image.meta.name);
+    let theirs: std::collections::BTreeSet<&str> =
+        others.flat_map(|i| i.status.layers.iter().map(|l| l.id.as_str())).collect();
+    let layers = image.status.layers.iter().filter(|l| theirs.contains(l.id.as_str()));
+    summary["SharedSize"] = json!(layers.map(|l| l.size).sum::<u64>());
+}
+
+/// What older versions say in other words.
+fn older(version: ApiVersion, summary: &mut Value) {
+    if version < ApiVersion(51) {
+        summary["Containers"] = json!(-1);
+    }
+    if version < ApiVersion(43) {
+        let untagged = summary["RepoTags"] == json!([]);
+        for (key, none) in [("RepoTags", "<none>:<none>"), ("RepoDigests", "<none>@<none>")] {
+            if summary[key] == json!([]) {
+                summary[key] = if untagged { json!([none]) } else { Value::Null };
+            }
+        }
+    }
 }
 
 /// Docker's `reference` filter: a pattern with `*` of the name, with or without the tag.
@@ -300,7 +350,8 @@ async fn tag(app: &App, name: &str, params: &Params) -> Result<StatusCode> {
     let repo =
         params.get("repo").ok_or_else(|| Failure::invalid("invalid reference format: repository name is missing"))?;
     let text = params.get("tag").map_or_else(|| repo.to_owned(), |tag| format!("{repo}:{tag}"));
-    let reference = Reference::parse(&text)?;
+    Reference::parse(repo)?;
+    let reference = Reference::parse(&text).map_err(|_| Failure::invalid("invalid tag format"))?;
     if reference.digest.is_some() {
         return Err(Failure::invalid("refusing to create a tag with a digest reference"));
     }

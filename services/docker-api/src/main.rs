@@ -13,22 +13,18 @@
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 
-mod access;
 mod agent;
-mod area;
-mod audit;
+mod body;
 mod containers;
 mod errors;
 mod events;
+mod fields;
 mod filters;
 mod images;
 mod listen;
 mod names;
 mod networks;
-mod pod_door;
-mod project;
 mod proxy;
-mod serve;
 mod state;
 mod streams;
 mod system;
@@ -71,9 +67,6 @@ pub struct Config {
     /// Where the pods' log files are, one folder per pod.
     #[arg(long, default_value = paths::PODS)]
     pub pods_data: PathBuf,
-    /// Where file volumes are, to look for bind sources.
-    #[arg(long, default_value = paths::VOLUMES)]
-    pub volumes: PathBuf,
 }
 
 /// What every handler has.
@@ -84,11 +77,9 @@ pub struct App {
     /// The state engine and the copy of what it keeps.
     pub store: Store,
     /// The stream of events.
-    pub events: Arc<events::Events>,
+    pub events: events::Events,
     /// Which container an exec is in; agents can be asked again.
-    pub execs: Arc<Mutex<HashMap<String, ContainerId>>>,
-    /// What the client may see and do.
-    pub scope: access::Scope,
+    pub execs: Mutex<HashMap<String, ContainerId>>,
 }
 
 impl App {
@@ -96,18 +87,6 @@ impl App {
     #[must_use]
     pub fn agent_socket(&self, container: &Container) -> PathBuf {
         self.config.pods_run.join(&container.pod.meta.name).join("agent.sock")
-    }
-
-    /// The same zone for a client that may see and do `scope`.
-    #[must_use]
-    pub fn scoped(&self, scope: access::Scope) -> Self {
-        Self {
-            config: self.config.clone(),
-            store: self.store.scoped(scope.project()),
-            events: self.events.clone(),
-            execs: self.execs.clone(),
-            scope,
-        }
     }
 
     /// The container's log files.
@@ -121,17 +100,17 @@ impl App {
 fn router(app: Arc<App>) -> Router {
     let routes = Router::new()
         .merge(system::routes())
-        .merge(containers::routes())
+        .merge(containers::routes(&app))
         .merge(images::routes())
         .merge(volumes::routes())
         .merge(networks::routes())
-        .fallback(async || errors::Failure::not_found("page not found"))
-        .with_state(app.clone());
+        .fallback(async |body: axum::body::Bytes| {
+            drop(body);
+            errors::Failure::no_route()
+        })
+        .with_state(app);
     // The version has to be off the path before a route is looked for, so the routes lie behind a router that has none.
-    Router::new()
-        .fallback_service(routes)
-        .layer(axum::middleware::from_fn_with_state(app, serve::guard))
-        .layer(axum::middleware::from_fn(version::negotiate))
+    Router::new().fallback_service(routes).layer(axum::middleware::from_fn(version::negotiate))
 }
 
 /// Threads that may read log files at once; the unit bounds the tasks of the service.
@@ -151,14 +130,9 @@ fn main() -> Result<()> {
 
 async fn serve(config: Config) -> Result<()> {
     let store = Store::new(zone::client::Client::new(&config.macro_socket));
-    let app = Arc::new(App {
-        config: config.clone(),
-        store,
-        events: Arc::default(),
-        execs: Arc::default(),
-        scope: access::Scope::default(),
-    });
-    let doors = Arc::new(serve::Doors::new(app.clone()));
+    let app =
+        Arc::new(App { config: config.clone(), store, events: events::Events::default(), execs: Mutex::default() });
+    let router = router(app.clone());
     let listener = listen::unix(&config.socket)?;
     tokio::spawn({
         let app = app.clone();
@@ -166,9 +140,9 @@ async fn serve(config: Config) -> Result<()> {
     });
     if config.listen != "none" {
         let address: SocketAddr = config.listen.parse()?;
-        let (dir, doors) = (config.tls.clone(), doors.clone());
+        let (dir, router) = (config.tls.clone(), router.clone());
         tokio::spawn(async move {
-            if let Err(error) = listen::tls(address, dir, doors).await {
+            if let Err(error) = listen::tls(address, dir, router).await {
                 tracing::error!(error = format!("{error:#}"), "the network's door is closed");
                 std::process::exit(1);
             }
@@ -178,8 +152,7 @@ async fn serve(config: Config) -> Result<()> {
     app.store.wait(None, |world| world.loaded.then_some(())).await;
     zone::notify::ready();
     tracing::info!(socket = %config.socket.display(), "ready");
-    tokio::spawn(pod_door::run(doors.clone()));
-    doors.unix(listener).await;
+    axum::serve(listener, router).await?;
     Ok(())
 }
 
@@ -193,9 +166,8 @@ mod tests {
         App {
             store: Store::new(zone::client::Client::new("/nonexistent")),
             config,
-            events: Arc::default(),
-            execs: Arc::default(),
-            scope: access::Scope::default(),
+            events: events::Events::default(),
+            execs: Mutex::default(),
         }
     }
 }

@@ -135,8 +135,9 @@ impl Reference {
         let host = if host == "index.docker.io" { "docker.io" } else { host };
         if remainder.split('/').any(|part| !is_path_part(part)) {
             if remainder.chars().any(|c| c.is_ascii_uppercase()) {
+                let library = if host == "docker.io" && !remainder.contains('/') { "library/" } else { "" };
                 return Err(Failure::invalid(format!(
-                    "invalid reference format: repository name ({remainder}) must be lowercase"
+                    "invalid reference format: repository name ({library}{remainder}) must be lowercase"
                 )));
             }
             return Err(wrong());

@@ -7,12 +7,14 @@ mod connect;
 use crate::App;
 use crate::containers::request::EndpointConfig;
 use crate::errors::{Failure, Result};
+use crate::fields::{Answer, fit};
 use crate::filters::Params;
 use crate::names::{self, seconds};
 use crate::state::World;
+use crate::version::ApiVersion;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -33,6 +35,15 @@ const READY: Duration = Duration::from_secs(10);
 const PSEUDO: [(&str, &str, &str); 2] = [
     ("host", "host", "686f737400000000000000000000000000000000000000000000000000000000"),
     ("none", "null", "6e6f6e6500000000000000000000000000000000000000000000000000000000"),
+];
+
+/// What the default network's options say, which tools read.
+const DEFAULT_OPTIONS: [(&str, &str); 5] = [
+    ("com.docker.network.bridge.default_bridge", "true"),
+    ("com.docker.network.bridge.enable_icc", "true"),
+    ("com.docker.network.bridge.enable_ip_masquerade", "true"),
+    ("com.docker.network.bridge.host_binding_ipv4", "0.0.0.0"),
+    ("com.docker.network.driver.mtu", "1500"),
 ];
 
 /// The routes of networks.
@@ -106,11 +117,13 @@ pub fn none_endpoint() -> Value {
     })
 }
 
-fn pseudo(key: &str) -> Option<Value> {
+fn pseudo(world: &World, key: &str) -> Option<Value> {
+    // They are as old as the network that the zone has always had.
+    let created = world.networks.values().find(|n| n.spec.name == DEFAULT_NETWORK).map_or(0, |n| n.meta.created_ns);
     let (name, driver, id) =
         PSEUDO.into_iter().find(|(name, _, id)| *name == key || (key.len() > 3 && id.starts_with(key)))?;
     Some(json!({
-        "Name": name, "Id": id, "Created": names::ZERO_TIME, "Scope": "local", "Driver": driver, "EnableIPv4": true, "EnableIPv6": false,
+        "Name": name, "Id": id, "Created": names::time(created), "Scope": "local", "Driver": driver, "EnableIPv4": true, "EnableIPv6": false,
         "IPAM": {"Driver": "default", "Options": null, "Config": null}, "Internal": false, "Attachable": false, "Ingress": false,
         "ConfigFrom": {"Network": ""}, "ConfigOnly": false, "Containers": {}, "Options": {}, "Labels": {},
     }))
@@ -121,6 +134,7 @@ fn endpoints_of<'a>(world: &'a World, network: &'a str) -> impl Iterator<Item = 
 }
 
 fn describe(world: &World, network: &Resource<Network>) -> Value {
+    let default = network.spec.name == DEFAULT_NETWORK;
     let mut ipam = Map::new();
     let subnet = Some(&network.status.subnet).filter(|s| !s.is_empty()).or(network.spec.subnet.as_ref());
     if let Some(subnet) = subnet {
@@ -137,14 +151,14 @@ fn describe(world: &World, network: &Resource<Network>) -> Value {
         "Driver": network.spec.driver,
         "EnableIPv4": true,
         "EnableIPv6": network.spec.enable_ipv6,
-        "IPAM": {"Driver": "default", "Options": {}, "Config": if ipam.is_empty() { json!([]) } else { json!([ipam]) }},
+        "IPAM": {"Driver": "default", "Options": if default { Value::Null } else { json!({}) }, "Config": if ipam.is_empty() { json!([]) } else { json!([ipam]) }},
         "Internal": network.spec.internal,
         "Attachable": network.spec.attachable,
         "Ingress": false,
         "ConfigFrom": {"Network": ""},
         "ConfigOnly": false,
         "Containers": members(world, network),
-        "Options": network.spec.options,
+        "Options": if default { json!(DEFAULT_OPTIONS.into_iter().collect::<BTreeMap<_, _>>()) } else { json!(network.spec.options) },
         "Labels": network.spec.labels,
     })
 }
@@ -162,7 +176,7 @@ fn members(world: &World, network: &Resource<Network>) -> Map<String, Value> {
             container.id().to_string(),
             json!({
                 "Name": container.spec().name,
-                "EndpointID": format!("{:.32}{:.32}", endpoint.spec.pod.as_str(), endpoint.spec.network.as_str()),
+                "EndpointID": crate::containers::short_endpoint(endpoint),
                 "MacAddress": status.mac,
                 "IPv4Address": status.ipv4.map(|a| format!("{a}/{}", status.prefix)).unwrap_or_default(),
                 "IPv6Address": "",
@@ -172,20 +186,33 @@ fn members(world: &World, network: &Resource<Network>) -> Map<String, Value> {
     members
 }
 
-async fn inspect(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>> {
-    let world = app.store.world();
-    match world.network(&id) {
-        Ok(network) => Ok(Json(describe(&world, &network))),
-        Err(failure) => pseudo(&id).map(Json).ok_or(failure),
+async fn inspect(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    version: ApiVersion,
+    params: Params,
+) -> Result<Json<Value>> {
+    if params.get("scope").is_some_and(|scope| scope != "local") {
+        return Err(Failure::not_found(format!("network {id} not found")));
     }
+    let world = app.store.world();
+    let mut answer = match world.network(&id) {
+        Ok(network) => describe(&world, &network),
+        Err(failure) => pseudo(&world, &id).ok_or(failure)?,
+    };
+    fit(Answer::Network, version, &mut answer);
+    Ok(Json(answer))
 }
 
-async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>> {
+async fn list(State(app): State<Arc<App>>, version: ApiVersion, params: Params) -> Result<Json<Value>> {
     let filters = params.filters(&["dangling", "driver", "id", "label", "label!", "name", "scope", "type"])?;
     let dangling = filters.flag("dangling")?;
+    if let Some(unknown) = filters.values("type").iter().find(|t| !["builtin", "custom"].contains(&t.as_str())) {
+        return Err(Failure::invalid(format!("invalid filter: 'type'='{unknown}'")));
+    }
     let world = app.store.world();
     let own = world.networks.values().map(|n| describe(&world, n));
-    let all = own.chain(PSEUDO.into_iter().filter_map(|(name, ..)| pseudo(name)));
+    let all = own.chain(PSEUDO.into_iter().filter_map(|(name, ..)| pseudo(&world, name)));
     let text = |n: &Value, key: &str| n[key].as_str().unwrap_or_default().to_owned();
     let found: Vec<Value> = all
         .filter(|n| {
@@ -202,6 +229,7 @@ async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>
         .map(|mut n| {
             // Lists never say who is on a network.
             n["Containers"] = json!({});
+            fit(Answer::Network, version, &mut n);
             n
         })
         .collect();
@@ -241,18 +269,22 @@ struct IpamConfig {
 
 fn spec_of(request: Create) -> Result<NetworkSpec> {
     let name = request.name.unwrap_or_default();
+    if name.trim().is_empty() {
+        return Err(Failure::invalid(format!("invalid name: {name}")));
+    }
     names::network_name(&name)?;
     if [DEFAULT_NETWORK, "host", "none", "default"].contains(&name.as_str()) {
-        return Err(Failure::forbidden(format!("operation is not permitted on predefined {name} network")));
+        return Err(Failure::forbidden(format!("operation is not permitted on predefined {name} network ")));
     }
     let driver = request.driver.filter(|d| !d.is_empty() && d != "default").unwrap_or_else(|| "bridge".into());
     if driver == "overlay" || request.scope.as_deref() == Some("swarm") || request.ingress == Some(true) {
-        return Err(crate::system::no_swarm());
+        return Err(Failure::forbidden(crate::system::no_swarm().message));
+    }
+    if driver == "host" || driver == "null" {
+        return Err(Failure::forbidden(format!("only one instance of \"{driver}\" network is allowed")));
     }
     if driver != "bridge" {
-        return Err(Failure::not_found(format!(
-            "could not find plugin {driver} in v1 plugin registry: plugin not found (there is bridge)"
-        )));
+        return Err(Failure::not_found(format!("plugin \"{driver}\" not found")));
     }
     if request.config_only == Some(true) {
         return Err(Failure::not_implemented("networks that only hold a configuration are not supported"));
@@ -264,10 +296,8 @@ fn spec_of(request: Create) -> Result<NetworkSpec> {
         .map(|g| g.parse::<Ipv4Addr>().map_err(|_| Failure::invalid(format!("invalid gateway address: {g}"))))
         .transpose()?;
     let subnet = text(first.and_then(|c| c.subnet.as_ref()));
-    if let Some(subnet) = subnet.as_ref().filter(|s| !is_subnet(s)) {
-        return Err(Failure::invalid(format!(
-            "invalid subnet {subnet}: an address with a prefix length like 10.1.0.0/24 is wanted"
-        )));
+    if let Some(subnet) = &subnet {
+        check_subnet(subnet, gateway)?;
     }
     Ok(NetworkSpec {
         name,
@@ -282,16 +312,25 @@ fn spec_of(request: Create) -> Result<NetworkSpec> {
     })
 }
 
-fn is_subnet(text: &str) -> bool {
-    text.split_once('/').is_some_and(|(a, p)| a.parse::<Ipv4Addr>().is_ok() && p.parse::<u8>().is_ok_and(|p| p <= 32))
+/// Checks a subnet, and that the gateway is in it.
+fn check_subnet(text: &str, gateway: Option<Ipv4Addr>) -> Result<()> {
+    let wrong = |why: String| Failure::invalid(format!("invalid network config:\n{why}"));
+    let parts = text.split_once('/').and_then(|(a, p)| Some((a.parse::<Ipv4Addr>().ok()?, p.parse::<u32>().ok()?)));
+    let Some((address, prefix)) = parts.filter(|(_, prefix)| *prefix <= 32) else {
+        return Err(wrong(format!("invalid subnet {text}: invalid CIDR block notation")));
+    };
+    let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+    match gateway {
+        Some(gateway) if (gateway.to_bits() ^ address.to_bits()) & mask != 0 => {
+            Err(wrong(format!("invalid gateway {gateway}: parent subnet {text} doesn't contain this address")))
+        }
+        _ => Ok(()),
+    }
 }
 
-async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
-    let request: Create = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let mut spec = spec_of(request)?;
-    if let Some(project) = app.scope.project() {
-        spec.labels.insert(crate::project::LABEL.into(), project.into());
-    }
+async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Result<Response> {
+    let request: Create = crate::body::json(&headers, &body)?.unwrap_or_default();
+    let spec = spec_of(request)?;
     let id = names::new_id()?;
     let operations =
         vec![Operation::create::<NetworkName>(&spec.name, &id, None)?, Operation::create::<Network>(&id, &spec, None)?];
@@ -326,7 +365,7 @@ async fn remove(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<S
     let network = match world.network(&id) {
         Ok(network) if network.spec.name == DEFAULT_NETWORK => return Err(predefined(DEFAULT_NETWORK)),
         Ok(network) => network,
-        Err(failure) => return Err(pseudo(&id).map_or(failure, |_| predefined(&id))),
+        Err(failure) => return Err(pseudo(&world, &id).map_or(failure, |_| predefined(&id))),
     };
     if let Some(endpoint) = endpoints_of(&world, &network.meta.name).next() {
         let user = world.container(endpoint.spec.pod.as_str()).map(|c| c.spec().name.clone()).unwrap_or_default();
@@ -359,6 +398,7 @@ async fn prune(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value
             removed.push(network.spec.name.clone());
         }
     }
+    app.events.send(crate::events::Message::prune("network", 0));
     Ok(Json(json!({"NetworksDeleted": if removed.is_empty() { Value::Null } else { json!(removed) }})))
 }
 
@@ -373,7 +413,7 @@ mod tests {
         let ours = describe(&world, world.networks.values().next().unwrap());
         crate::containers::same_keys("", &golden, &ours, &[]);
         assert_eq!(ours["Containers"].as_object().unwrap().len(), 1);
-        let builtin = pseudo("none").unwrap();
+        let builtin = pseudo(&world, "none").unwrap();
         assert_eq!(builtin.as_object().unwrap().len(), golden.as_object().unwrap().len());
     }
 
@@ -383,7 +423,7 @@ mod tests {
             (json!({"Name": "bridge"}), 403),
             (json!({"Name": "a b"}), 400),
             (json!({"Name": "x", "Driver": "macvlan"}), 404),
-            (json!({"Name": "x", "Driver": "overlay"}), 503),
+            (json!({"Name": "x", "Driver": "overlay"}), 403),
             (json!({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.0.0.0"}]}}), 400),
         ] {
             let failure = spec_of(serde_json::from_value(body.clone()).unwrap()).unwrap_err();

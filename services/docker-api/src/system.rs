@@ -2,7 +2,9 @@
 
 use crate::App;
 use crate::errors::{Failure, Result};
-use crate::version::{ENGINE, MAX, MIN};
+use crate::fields::{Answer, fit};
+use crate::filters::Params;
+use crate::version::{ApiVersion, ENGINE, MAX, MIN};
 use crate::{containers, events, images, volumes};
 use axum::body::Bytes;
 use axum::extract::State;
@@ -24,13 +26,53 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/auth", post(auth))
         .route("/system/df", get(df))
         .route("/plugins", get(async || Json(json!([]))))
+        .route("/plugins/privileges", any(no_plugin_installation))
+        .route("/plugins/pull", any(no_plugin_installation))
+        .route("/plugins/create", any(no_plugin_installation))
+        .route("/plugins/{*rest}", any(no_such_plugin))
+        .route("/build/cancel", post(async |body: Bytes| drop(body)))
+        .route("/containers/{id}/checkpoints", any(no_checkpoints))
+        .route("/containers/{id}/checkpoints/{*rest}", any(no_checkpoints))
         .route("/session", any(no_buildkit))
         .route("/grpc", any(no_buildkit));
     for path in ["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"] {
-        routes =
-            routes.route(path, any(async || no_swarm())).route(&format!("{path}/{{*rest}}"), any(async || no_swarm()));
+        routes = routes.route(path, any(not_in_swarm)).route(&format!("{path}/{{*rest}}"), any(not_in_swarm));
     }
     routes
+}
+
+/// The body is read, so that the client can read the answer.
+async fn not_in_swarm(uri: axum::http::Uri, body: Bytes) -> Failure {
+    drop(body);
+    match uri.path() {
+        "/swarm/leave" => Failure::unavailable("This node is not part of a swarm"),
+        "/swarm/init" | "/swarm/join" => Failure::not_implemented(
+            "this engine does not take part in swarms: run it as it is, or use Docker Engine for a swarm",
+        ),
+        _ => no_swarm(),
+    }
+}
+
+async fn no_such_plugin(uri: axum::http::Uri, body: Bytes) -> Failure {
+    drop(body);
+    let rest = uri.path().trim_start_matches("/plugins/");
+    let words = ["/json", "/enable", "/disable", "/set", "/push", "/upgrade"];
+    let name = words.iter().find_map(|w| rest.strip_suffix(w)).unwrap_or(rest);
+    Failure::not_found(format!("plugin \"{name}\" not found"))
+}
+
+async fn no_plugin_installation(body: Bytes) -> Failure {
+    drop(body);
+    Failure::not_implemented(
+        "this engine takes no plugins: volumes, networks and logs have the drivers that `docker info` shows",
+    )
+}
+
+async fn no_checkpoints(body: Bytes) -> Failure {
+    drop(body);
+    Failure::not_implemented(
+        "This experimental feature is disabled by default. Start the Docker daemon in experimental mode in order to enable it.",
+    )
 }
 
 /// The answer to everything about swarms.
@@ -86,8 +128,15 @@ fn describe_version(node: &NodeStatus) -> Value {
     })
 }
 
-async fn info(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(describe_info(&app, &node(&app)))
+async fn info(State(app): State<Arc<App>>, version: ApiVersion) -> Json<Value> {
+    let mut answer = describe_info(&app, &node(&app));
+    fit(Answer::Info, version, &mut answer);
+    Json(answer)
+}
+
+/// How many files this process has open.
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 fn describe_info(app: &App, node: &NodeStatus) -> Value {
@@ -103,7 +152,7 @@ fn describe_info(app: &App, node: &NodeStatus) -> Value {
         "Images": world.images.len(),
         "Driver": "overlayfs",
         "DriverStatus": [["Layers", "EROFS"], ["Pool", node.pool_health]],
-        "Plugins": {"Volume": ["local", "lv2", "nfs"], "Network": ["bridge", "null"], "Authorization": null, "Log": ["json-file", "local"]},
+        "Plugins": {"Volume": ["local", "lv2", "nfs"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["json-file", "local"]},
         "MemoryLimit": true,
         "SwapLimit": false,
         "CpuCfsPeriod": true,
@@ -113,14 +162,14 @@ fn describe_info(app: &App, node: &NodeStatus) -> Value {
         "PidsLimit": true,
         "IPv4Forwarding": true,
         "Debug": false,
-        "NFd": 0,
+        "NFd": open_files(),
         "OomKillDisable": false,
-        "NGoroutines": 0,
+        "NGoroutines": tokio::runtime::Handle::try_current().map_or(0, |h| h.metrics().num_alive_tasks()),
         "SystemTime": crate::names::time(zone::time::now_ns()),
         "LoggingDriver": "json-file",
         "CgroupDriver": "systemd",
         "CgroupVersion": "2",
-        "NEventsListener": 0,
+        "NEventsListener": app.events.listeners(),
         "KernelVersion": node.kernel,
         "OperatingSystem": format!("kraudbox {} ({})", node.version, node.variant),
         "OSVersion": node.version,
@@ -161,25 +210,52 @@ fn describe_info(app: &App, node: &NodeStatus) -> Value {
 
 /// Checks a login: there is nothing to check it against until an image is pulled, so it only has to be one.
 async fn auth(body: Bytes) -> Result<Json<Value>> {
-    let login: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+    let login: Value = serde_json::from_slice(&body).map_err(|e| {
+        let why = if e.is_eof() { "unexpected EOF".into() } else { e.to_string() };
+        Failure::invalid(why)
+    })?;
     if !login.is_object() {
         return Err(Failure::invalid("a login is wanted"));
     }
     Ok(Json(json!({"Status": "Login Succeeded", "IdentityToken": ""})))
 }
 
-async fn df(State(app): State<Arc<App>>) -> Json<Value> {
+async fn df(State(app): State<Arc<App>>, version: ApiVersion, params: Params) -> Result<Json<Value>> {
+    const KINDS: [&str; 4] = ["container", "image", "volume", "build-cache"];
+    let kinds: Vec<&str> = if version < ApiVersion(42) { Vec::new() } else { params.all("type").collect() };
+    if let Some(unknown) = kinds.iter().find(|k| !KINDS.contains(k)) {
+        return Err(Failure::invalid(format!("unknown object type: {unknown}")));
+    }
+    // What is not asked for is null, not empty.
+    let asked = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
     let world = app.store.world();
     // Layers count once, however many images have them.
     let layers: std::collections::BTreeMap<&str, u64> =
         world.images.values().flat_map(|i| &i.status.layers).map(|l| (l.id.as_str(), l.size)).collect();
-    Json(json!({
-        "LayersSize": layers.values().sum::<u64>(),
-        "Images": world.images.values().map(|i| images::summary(&world, i)).collect::<Vec<_>>(),
-        "Containers": world.containers().map(|c| containers::summary(&world, &c, true)).collect::<Vec<_>>(),
-        "Volumes": world.volumes.values().map(|v| volumes::with_usage(&world, v)).collect::<Vec<_>>(),
-        "BuildCache": [],
-    }))
+    let images = || {
+        let one = |i: &Arc<zone::Resource<zone::image::Image>>| {
+            let mut summary = images::summary(&world, i);
+            images::share(&world, i, &mut summary);
+            if summary["RepoDigests"] == json!([]) {
+                summary["RepoDigests"] = Value::Null;
+            }
+            summary
+        };
+        world.images.values().map(one).collect::<Vec<_>>()
+    };
+    let containers = || world.containers().map(|c| containers::summary(&world, &c, true)).collect::<Vec<_>>();
+    let mut answer = json!({
+        "LayersSize": if asked("image") { layers.values().sum::<u64>() } else { 0 },
+        "Images": asked("image").then(images),
+        "Containers": asked("container").then(containers),
+        "Volumes": asked("volume").then(|| world.volumes.values().map(|v| volumes::with_usage(&world, v)).collect::<Vec<_>>()),
+        "BuildCache": asked("build-cache").then(Vec::<Value>::new),
+    });
+    fit(Answer::DiskUsage, version, &mut answer);
+    for container in answer["Containers"].as_array_mut().into_iter().flatten() {
+        fit(Answer::ContainerSummary, version, container);
+    }
+    Ok(Json(answer))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Versions of the API: the `/v1.N` prefix, its limits, and the headers that every answer has.
 
-use crate::errors::Failure;
+use crate::errors::{Failure, NoRoute};
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
@@ -32,15 +32,21 @@ pub async fn negotiate(mut request: Request, next: Next) -> Response {
         Ok((version, uri)) => {
             *request.uri_mut() = uri;
             request.extensions_mut().insert(version);
-            let response = next.run(request).await;
-            explain(response).await
+            explain(next.run(request).await).await
         }
         Err(answer) => *answer,
     };
+    // Docker tells less where it did not get as far as a handler.
+    let unrouted = response.extensions_mut().remove::<NoRoute>().is_some();
+    let refused = response.extensions_mut().remove::<RefusedVersion>().is_some();
     let headers = response.headers_mut();
     headers.insert("api-version", HeaderValue::from_static("1.51"));
-    headers.insert("docker-experimental", HeaderValue::from_static("false"));
-    headers.insert("ostype", HeaderValue::from_static("linux"));
+    if !unrouted {
+        headers.insert("ostype", HeaderValue::from_static("linux"));
+    }
+    if !unrouted && !refused {
+        headers.insert("docker-experimental", HeaderValue::from_static("false"));
+    }
     headers.insert(
         header::SERVER,
         HeaderValue::from_static(concat!("Docker/28.5.2+kraudbox.", env!("CARGO_PKG_VERSION"), " (linux)")),
@@ -57,12 +63,22 @@ async fn explain(response: Response) -> Response {
         return response;
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        return Failure::not_found("page not found").into_response();
+        return Failure::no_route();
     }
     let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&body);
     let message = if text.is_empty() { status.canonical_reason().unwrap_or("error").into() } else { text.into_owned() };
     Failure { status, message }.into_response()
+}
+
+/// Marks the answer to a version that is not spoken.
+#[derive(Clone, Copy, Debug)]
+struct RefusedVersion;
+
+fn refuse(text: String) -> Box<Response> {
+    let mut response = Failure::invalid(text).into_response();
+    response.extensions_mut().insert(RefusedVersion);
+    Box::new(response)
 }
 
 fn strip(uri: &Uri) -> Result<(ApiVersion, Uri), Box<Response>> {
@@ -72,15 +88,13 @@ fn strip(uri: &Uri) -> Result<(ApiVersion, Uri), Box<Response>> {
     let Some((major, minor)) = version.split_once('.') else { return Ok(whole) };
     let (Ok(major), Ok(minor)) = (major.parse::<u32>(), minor.parse::<u32>()) else { return Ok(whole) };
     if major < 1 || (major == 1 && minor < MIN) {
-        // Clients that old do not read JSON errors.
-        let text = format!(
-            "client version {version} is too old. Minimum supported API version is 1.{MIN}, please upgrade your client to a newer version\n"
-        );
-        return Err(Box::new((StatusCode::BAD_REQUEST, text).into_response()));
+        return Err(refuse(format!(
+            "client version {version} is too old. Minimum supported API version is 1.{MIN}, please upgrade your client to a newer version"
+        )));
     }
     if major > 1 || minor > MAX {
         let text = format!("client version {version} is too new. Maximum supported API version is 1.{MAX}");
-        return Err(Box::new(Failure::invalid(text).into_response()));
+        return Err(refuse(text));
     }
     let target = match uri.query() {
         Some(query) => format!("/{path}?{query}"),

@@ -7,7 +7,7 @@ use crate::names::{self, seconds};
 use crate::state::{Container, World};
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -22,6 +22,9 @@ use zone::{ErrorKind, Resource, paths};
 
 /// How long a new volume may take until the answer is sent without its being ready.
 const READY: Duration = Duration::from_secs(10);
+
+/// What the driver `local` takes.
+const LOCAL_OPTIONS: [&str; 4] = ["device", "o", "size", "type"];
 
 /// The routes of volumes.
 pub fn routes() -> Router<Arc<App>> {
@@ -40,36 +43,33 @@ pub fn check_driver(driver: &str) -> Result<()> {
     if ["local", "nfs", "lv2"].contains(&driver) {
         return Ok(());
     }
-    Err(Failure::not_found(format!(
-        "error looking up volume plugin {driver}: plugin \"{driver}\" not found (there are local, nfs and lv2)"
-    )))
+    Err(Failure::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")))
 }
 
 /// The containers that use a volume.
 pub fn users<'a>(world: &'a World, name: &'a str) -> impl Iterator<Item = Container> + 'a {
-    world
-        .containers()
-        .filter(move |c| c.spec().mounts.iter().filter_map(Mount::volume).any(|volume| volume.as_str() == name))
+    world.containers().filter(move |c| {
+        c.spec().mounts.iter().any(|m| matches!(m, Mount::Volume { volume, .. } if volume.as_str() == name))
+    })
 }
 
 /// Where a volume lies, as `inspect` says it.
 #[must_use]
-pub fn mountpoint(name: &str) -> String {
-    format!("{}/{name}/_data", paths::VOLUMES)
-}
-
-fn describe(volume: &Resource<Volume>) -> Value {
-    let map = |m: &BTreeMap<String, String>| if m.is_empty() { Value::Null } else { json!(m) };
-    let place = match &volume.status.access {
+pub fn mountpoint(world: &World, name: &str) -> String {
+    match world.volumes.get(name).and_then(|v| v.status.access.as_ref()) {
         Some(VolumeAccess::Directory { path }) => path.display().to_string(),
         Some(VolumeAccess::Block { device }) => device.display().to_string(),
-        None => mountpoint(&volume.meta.name),
-    };
+        None => format!("{}/{name}", paths::VOLUMES),
+    }
+}
+
+fn describe(world: &World, volume: &Resource<Volume>) -> Value {
+    let map = |m: &BTreeMap<String, String>| if m.is_empty() { Value::Null } else { json!(m) };
     json!({
         "CreatedAt": names::time(seconds(volume.meta.created_ns) * 1_000_000_000),
         "Driver": volume.spec.driver,
         "Labels": map(&volume.spec.labels),
-        "Mountpoint": place,
+        "Mountpoint": mountpoint(world, &volume.meta.name),
         "Name": volume.meta.name,
         "Options": map(&volume.spec.options),
         "Scope": "local",
@@ -79,7 +79,7 @@ fn describe(volume: &Resource<Volume>) -> Value {
 /// A volume as it stands in `system/df`.
 #[must_use]
 pub fn with_usage(world: &World, volume: &Resource<Volume>) -> Value {
-    let mut json = describe(volume);
+    let mut json = describe(world, volume);
     json["UsageData"] = json!({"RefCount": users(world, &volume.meta.name).count(), "Size": volume.status.used_bytes});
     json
 }
@@ -89,11 +89,15 @@ fn find(world: &World, name: &str) -> Result<Arc<Resource<Volume>>> {
 }
 
 async fn inspect(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>> {
-    Ok(Json(describe(&*find(&app.store.world(), &name)?)))
+    let world = app.store.world();
+    Ok(Json(describe(&world, &*find(&world, &name)?)))
 }
 
 async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>> {
-    let filters = params.filters(&["dangling", "driver", "label", "label!", "name"])?;
+    let filters = params.filters(&["dangling", "driver", "label", "name"]).map_err(|failure| {
+        let plain = failure.message == "invalid filter";
+        if plain { Failure::invalid("error reading volume filters: invalid filter") } else { failure }
+    })?;
     let dangling = filters.flag("dangling")?;
     let world = app.store.world();
     let volumes: Vec<Value> = world
@@ -105,7 +109,7 @@ async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>
                 && filters.any("name", |n| v.meta.name.contains(n))
                 && filters.labels(|key| v.spec.labels.get(key).cloned())
         })
-        .map(|v| describe(v))
+        .map(|v| describe(&world, v))
         .collect();
     Ok(Json(json!({"Volumes": volumes, "Warnings": null})))
 }
@@ -120,28 +124,33 @@ struct Create {
     cluster_volume_spec: Option<Value>,
 }
 
-async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
-    let request: Create = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Result<Response> {
+    let request: Create = crate::body::json(&headers, &body)?.unwrap_or_default();
     if request.cluster_volume_spec.is_some() {
         return Err(crate::system::no_swarm());
     }
     let driver = request.driver.filter(|d| !d.is_empty()).unwrap_or_else(|| "local".into());
-    check_driver(&driver)?;
     let (name, anonymous) = match request.name.filter(|n| !n.is_empty()) {
-        Some(name) => (names::volume_name(&name)?.to_owned(), false),
+        Some(name) if name.len() == 1 => {
+            return Err(Failure::invalid(format!(
+                "create {name}: volume name is too short, names should be at least two alphanumeric characters"
+            )));
+        }
+        Some(name) => (name, false),
         None => (names::new_id()?, true),
     };
+    let of_volume = |failure: Failure| Failure { message: format!("create {name}: {}", failure.message), ..failure };
+    check_driver(&driver).map_err(of_volume)?;
+    names::volume_name(&name)?;
+    let options = request.driver_opts.unwrap_or_default();
+    if let Some(unknown) = options.keys().find(|o| driver == "local" && !LOCAL_OPTIONS.contains(&o.as_str())) {
+        return Err(Failure::invalid(format!("create {name}: invalid option: \"{unknown}\"")));
+    }
     let mut labels = request.labels.unwrap_or_default();
     if anonymous {
         labels.insert("com.docker.volume.anonymous".into(), String::new());
     }
-    if let Some(project) = app.scope.project() {
-        if crate::project::of_area(&name).is_some_and(|owner| owner != project) {
-            return Err(Failure::forbidden(format!("volume {name} is the file area of another project")));
-        }
-        labels.insert(crate::project::LABEL.into(), project.into());
-    }
-    let spec = VolumeSpec { driver, options: request.driver_opts.unwrap_or_default(), labels, anonymous };
+    let spec = VolumeSpec { driver, options, labels, anonymous };
     let volume = match app.store.client.create::<Volume>(&name, &spec).await {
         Ok(_) => ready(&app, &name).await?,
         // To create what is there already is no error, if it is the same.
@@ -158,7 +167,7 @@ async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
         }
         Err(error) => return Err(error.into()),
     };
-    Ok((StatusCode::CREATED, Json(describe(&volume))).into_response())
+    Ok((StatusCode::CREATED, Json(describe(&app.store.world(), &volume))).into_response())
 }
 
 /// Waits until a new volume is ready; one that cannot be is taken back.
@@ -195,8 +204,9 @@ async fn remove(State(app): State<Arc<App>>, Path(name): Path<String>, params: P
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn update() -> Failure {
-    crate::system::no_swarm()
+async fn update(body: Bytes) -> Failure {
+    drop(body);
+    Failure::unavailable("volume update only valid for cluster volumes, but swarm is unavailable")
 }
 
 async fn prune(
@@ -210,9 +220,7 @@ async fn prune(
     let world = app.store.world();
     let (mut removed, mut reclaimed) = (Vec::new(), 0u64);
     for (name, volume) in &world.volumes {
-        // A file area is its project's, used or not.
         let wanted = (all || volume.spec.anonymous)
-            && crate::project::of_area(name).is_none()
             && users(&world, name).next().is_none()
             && filters.labels(|key| volume.spec.labels.get(key).cloned());
         if wanted {
@@ -221,7 +229,7 @@ async fn prune(
             removed.push(name.clone());
         }
     }
-    let removed = if removed.is_empty() { Value::Null } else { json!(removed) };
+    app.events.send(crate::events::Message::prune("volume", reclaimed));
     Ok(Json(json!({"VolumesDeleted": removed, "SpaceReclaimed": reclaimed})))
 }
 
@@ -233,6 +241,6 @@ mod tests {
     fn a_volume_has_dockers_keys() {
         let golden: Value = serde_json::from_str(include_str!("../tests/golden/volume-1.51.json")).unwrap();
         let world = crate::containers::sample();
-        crate::containers::same_keys("", &golden, &describe(&world.volumes["gv"]), &[]);
+        crate::containers::same_keys("", &golden, &describe(&world, &world.volumes["gv"]), &[]);
     }
 }

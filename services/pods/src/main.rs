@@ -9,7 +9,6 @@
 
 mod agent;
 mod artefacts;
-mod beneath;
 mod disk;
 mod follow;
 mod launch;

@@ -36,7 +36,6 @@ mod power;
 mod process;
 mod program;
 mod pump;
-mod relay;
 mod rootfs;
 mod signals;
 mod stats;

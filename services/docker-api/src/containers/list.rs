@@ -3,9 +3,11 @@
 use super::inspect;
 use crate::App;
 use crate::errors::{Failure, Result};
+use crate::fields::{Answer, fit};
 use crate::filters::{Filters, Params};
 use crate::names::{human_duration, seconds};
 use crate::state::{Container, World};
+use crate::version::ApiVersion;
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -36,7 +38,7 @@ const FILTERS: [&str; 16] = [
 ///
 /// # Errors
 /// 400 for unknown filters.
-pub async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>> {
+pub async fn list(State(app): State<Arc<App>>, version: ApiVersion, params: Params) -> Result<Json<Value>> {
     let filters = params.filters(&FILTERS)?;
     let limit = params.number("limit")?.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
     let world = app.store.world();
@@ -56,7 +58,7 @@ pub async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Va
         || !filters.values("status").is_empty()
         || before.is_some()
         || since.is_some();
-    let all = all || !filters.values("exited").is_empty();
+    check_values(&filters)?;
     let mut found: Vec<Container> = world
         .containers()
         .filter(|c| all || c.is_running() || c.state() == "restarting")
@@ -66,7 +68,47 @@ pub async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Va
     found.sort_by_key(|c| std::cmp::Reverse(c.pod.meta.created_ns));
     found.truncate(limit.unwrap_or(usize::MAX));
     let size = params.flag("size");
-    Ok(Json(found.iter().map(|c| summary(&world, c, size)).collect()))
+    let one = |container: &Container| {
+        let mut summary = summary(&world, container, size);
+        fit(Answer::ContainerSummary, version, &mut summary);
+        summary
+    };
+    Ok(Json(found.iter().map(one).collect()))
+}
+
+/// Filters that take only some values.
+fn check_values(filters: &Filters) -> Result<()> {
+    const HEALTH: [&str; 4] = ["none", "starting", "healthy", "unhealthy"];
+    for code in filters.values("exited") {
+        code.parse::<i32>().map_err(|_| {
+            Failure::invalid(format!(
+                "invalid filter 'exited={code}': strconv.Atoi: parsing \"{code}\": invalid syntax"
+            ))
+        })?;
+    }
+    if let Some(unknown) = filters.values("health").iter().find(|h| !HEALTH.contains(&h.as_str())) {
+        return Err(Failure::invalid(format!("unrecognized filter value for health: {unknown}")));
+    }
+    for filter in ["publish", "expose"] {
+        for port in filters.values(filter) {
+            let numbers = port.split('/').next().unwrap_or_default();
+            if let Some(wrong) = numbers.split('-').find(|n| n.parse::<u16>().is_err()) {
+                return Err(Failure::invalid(format!(
+                    "error while looking up for {filter} {port}: strconv.ParseUint: parsing \"{wrong}\": invalid syntax"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The command as lists show it: words with blanks are quoted.
+fn command(args: &[String]) -> String {
+    let quoted = args
+        .iter()
+        .enumerate()
+        .map(|(index, word)| if index > 0 && word.contains(' ') { format!("'{word}'") } else { word.clone() });
+    quoted.collect::<Vec<_>>().join(" ")
 }
 
 fn matches(world: &World, container: &Container, filters: &Filters) -> bool {
@@ -94,7 +136,9 @@ fn matches(world: &World, container: &Container, filters: &Filters) -> bool {
             inspect::endpoints(world, container).any(|(name, e)| name == n || e.spec.network.as_str().starts_with(n))
         })
         && filters.any("volume", |v| {
-            spec.mounts.iter().any(|m| m.target() == v || m.volume().is_some_and(|volume| volume.as_str() == v))
+            spec.mounts.iter().any(|m| {
+                m.target() == v || matches!(m, zone::pod::Mount::Volume { volume, .. } if volume.as_str() == v)
+            })
         })
         && filters.any("expose", |p| port(p, &spec.docker["ExposedPorts"]))
         && filters.any("publish", |p| port(p, &spec.docker["HostConfig"]["PortBindings"]))
@@ -119,7 +163,10 @@ pub fn summary(world: &World, container: &Container, size: bool) -> Value {
     let spec = container.spec();
     let networks: Map<String, Value> = inspect::endpoints(world, container)
         .map(|(name, endpoint)| {
-            let json = inspect::endpoint_json(world, container, &name, endpoint);
+            let mut json = inspect::endpoint_json(world, container, &name, endpoint);
+            // Lists do not tell how a container is called on a network.
+            json["Aliases"] = Value::Null;
+            json["DNSNames"] = Value::Null;
             (name, json)
         })
         .collect();
@@ -128,7 +175,7 @@ pub fn summary(world: &World, container: &Container, size: bool) -> Value {
         "Names": [format!("/{}", spec.name)],
         "Image": spec.image_ref,
         "ImageID": spec.image,
-        "Command": spec.args.join(" "),
+        "Command": command(&spec.args),
         "Created": seconds(container.pod.meta.created_ns),
         "Ports": ports(world, container),
         "Labels": spec.docker["Labels"].as_object().cloned().unwrap_or_default(),
@@ -139,7 +186,6 @@ pub fn summary(world: &World, container: &Container, size: bool) -> Value {
         "Mounts": inspect::mounts(world, container),
     });
     if size {
-        json["SizeRw"] = json!(0);
         json["SizeRootFs"] = json!(world.images.get(spec.image.as_str()).map_or(0, |i| i.status.size));
     }
     json

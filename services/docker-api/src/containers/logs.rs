@@ -3,7 +3,7 @@
 use super::follow::{Baseline, Follower};
 use crate::App;
 use crate::errors::{Failure, Result};
-use crate::filters::{Params, parse_time};
+use crate::filters::{Params, stream_time};
 use crate::names::log_time;
 use crate::streams::{self, Framing};
 use crate::version::ApiVersion;
@@ -109,7 +109,7 @@ pub async fn logs(
     params: Params,
 ) -> Result<Response> {
     let container = app.store.world().container(&id)?;
-    let time = |name: &str| params.get(name).filter(|v| *v != "0").map(parse_time).transpose();
+    let time = |name: &str| params.get(name).filter(|v| *v != "0").map(stream_time).transpose();
     let wanted = Wanted {
         stdout: params.flag("stdout"),
         stderr: params.flag("stderr"),

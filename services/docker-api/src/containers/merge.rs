@@ -62,8 +62,6 @@ pub fn merge(image: &Value, request: &Create) -> Result<Merged> {
         .as_object()
         .into_iter()
         .flatten()
-        // What concerns the zone is for who makes the container to say, not for an image.
-        .filter(|(k, _)| !k.starts_with("kr."))
         .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
         .collect();
     labels.extend(request.labels.clone().unwrap_or_default());
@@ -88,14 +86,13 @@ pub fn merge(image: &Value, request: &Create) -> Result<Merged> {
     }
 }
 
-/// Image first, then the request; a request's entry replaces the image's of the same name, and a name without `=` takes
-/// it away.
+/// The request first, then what the image has besides; a name without `=` takes the image's away.
 fn merge_env(image: Vec<String>, request: Vec<String>) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let wanted: BTreeSet<String> = request.iter().map(|e| name(e)).collect();
     let kept = image.into_iter().filter(|e| !wanted.contains(&name(e)));
     let mut merged: Vec<String> = Vec::new();
-    for entry in kept.chain(request.into_iter().filter(|e| e.contains('='))) {
+    for entry in request.into_iter().filter(|e| e.contains('=')).chain(kept) {
         match merged.iter_mut().find(|e| name(e) == name(&entry)) {
             Some(same) => *same = entry,
             None => merged.push(entry),
@@ -199,7 +196,7 @@ mod tests {
     #[test]
     fn the_requests_environment_wins_by_name() {
         let own = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        assert_eq!(merge_env(own(&["P=1", "A=1", "B=1"]), own(&["A=2", "C=3", "B"])), ["P=1", "A=2", "C=3"]);
+        assert_eq!(merge_env(own(&["P=1", "A=1", "B=1"]), own(&["A=2", "C=3", "B"])), ["A=2", "C=3", "P=1"]);
     }
 
     #[test]

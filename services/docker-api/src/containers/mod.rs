@@ -11,15 +11,14 @@ mod lifecycle;
 mod list;
 mod logs;
 mod merge;
-mod mount_entry;
 pub mod mounts;
 mod remove;
 pub mod request;
 mod stats;
-mod tmpfs;
 mod update;
 mod wait;
 
+pub use inspect::short_endpoint;
 #[cfg(test)]
 pub use inspect::tests::{same_keys, sample};
 pub use list::summary;
@@ -31,7 +30,7 @@ use axum::routing::{get, post};
 use std::sync::Arc;
 
 /// The routes of containers and execs.
-pub fn routes() -> Router<Arc<App>> {
+pub fn routes(app: &Arc<App>) -> Router<Arc<App>> {
     Router::new()
         .route("/containers/create", post(create::create))
         .route("/containers/json", get(list::list))
@@ -62,4 +61,5 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/exec/{id}/start", post(exec::start))
         .route("/exec/{id}/resize", post(exec::resize))
         .route("/exec/{id}/json", get(exec::inspect))
+        .route_layer(axum::middleware::from_fn_with_state(app.clone(), crate::events::calls::tell))
 }

@@ -103,10 +103,12 @@ pub async fn prune(State(app): State<Arc<App>>, params: Params) -> Result<Json<V
         let label = |key: &str| container.spec().docker["Labels"][key].as_str().map(str::to_owned);
         let old = until.is_none_or(|u| seconds(container.pod.meta.created_ns) < seconds(u));
         if !container.is_active() && old && filters.labels(label) {
-            remove_one(&app, &container, true).await?;
+            // Volumes stay, the anonymous ones too: `volume prune` is for them.
+            remove_one(&app, &container, false).await?;
             removed.push(container.id().clone());
         }
     }
     let removed = if removed.is_empty() { Value::Null } else { json!(removed) };
+    app.events.send(crate::events::Message::prune("container", 0));
     Ok(Json(json!({"ContainersDeleted": removed, "SpaceReclaimed": 0})))
 }

@@ -77,8 +77,12 @@ async fn sample(app: &App, container: &Container) -> Value {
         "cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0},
         "throttling_data": {"periods": 0, "throttled_periods": 0, "throttled_time": 0},
     });
+    let blkio = json!({
+        "io_service_bytes_recursive": null, "io_serviced_recursive": null, "io_queue_recursive": null, "io_service_time_recursive": null,
+        "io_wait_time_recursive": null, "io_merged_recursive": null, "io_time_recursive": null, "sectors_recursive": null,
+    });
     json!({
-        "read": ZERO_TIME, "preread": ZERO_TIME, "pids_stats": {}, "blkio_stats": {}, "num_procs": 0, "storage_stats": {}, "memory_stats": {},
+        "read": ZERO_TIME, "preread": ZERO_TIME, "pids_stats": {}, "blkio_stats": blkio, "num_procs": 0, "storage_stats": {}, "memory_stats": {},
         "cpu_stats": cpu, "precpu_stats": cpu,
     })
 }
@@ -86,7 +90,6 @@ async fn sample(app: &App, container: &Container) -> Value {
 fn joined(container: &Container, before: Option<Value>, mut now: Value) -> Value {
     now["id"] = json!(container.id());
     now["name"] = json!(format!("/{}", container.spec().name));
-    now["os_type"] = json!("linux");
     match before {
         Some(before) => {
             now["precpu_stats"] = before["cpu_stats"].clone();

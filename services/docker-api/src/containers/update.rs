@@ -27,7 +27,9 @@ const ATTEMPTS: u32 = 8;
 /// 409 when the name is taken.
 pub async fn rename(State(app): State<Arc<App>>, Path(id): Path<String>, params: Params) -> Result<StatusCode> {
     let wanted = params.get("name").ok_or_else(|| Failure::invalid("Neither old nor new names may be empty"))?;
-    let wanted = names::container_name(wanted)?;
+    let wanted = names::container_name(wanted).map_err(|failure| {
+        Failure::invalid(format!("Error when allocating new name: {}", failure.message.replacen('(', "(/", 1)))
+    })?;
     for _ in 0..ATTEMPTS {
         let world = app.store.world();
         let container = world.container(&id)?;
@@ -107,10 +109,8 @@ pub async fn update(State(app): State<Arc<App>>, Path(id): Path<String>, body: B
             true
         })
         .await?;
-    let mut warnings = Vec::new();
-    if container.is_active() && (memory.is_some() || cpus) {
-        warnings.push("memory and CPUs change with the container's next start");
-    }
+    let later = container.is_active() && (memory.is_some() || cpus);
+    let warnings = later.then_some(["memory and CPUs change with the container's next start"]);
     Ok(Json(json!({ "Warnings": warnings })))
 }
 
@@ -124,5 +124,8 @@ fn note(config: &mut Value, raw: &Value, policy: bool) {
     }
     if policy {
         config["RestartPolicy"] = raw["RestartPolicy"].clone();
+        if config["RestartPolicy"]["MaximumRetryCount"].is_null() {
+            config["RestartPolicy"]["MaximumRetryCount"] = json!(0);
+        }
     }
 }

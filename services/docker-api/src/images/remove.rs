@@ -163,5 +163,6 @@ pub async fn prune(State(app): State<Arc<App>>, params: Params) -> Result<Json<V
         }
     }
     let deleted = if deleted.is_empty() { Value::Null } else { Value::Array(deleted) };
+    app.events.send(crate::events::Message::prune("image", reclaimed));
     Ok(Json(json!({"ImagesDeleted": deleted, "SpaceReclaimed": reclaimed})))
 }

@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
+use serde_json::json;
 use std::sync::Arc;
 
 /// `POST /images/create`: pull with `fromImage`, import with `fromSrc=-`.
@@ -89,7 +90,14 @@ pub async fn save(app: &App, names: &[&str], headers: &HeaderMap) -> Result<Resp
     }
     let mut wanted = Vec::new();
     for name in names {
-        let image = find_or_refresh(app, name).await?;
+        let absent = |f: Failure| {
+            if f.message.starts_with("No such image") {
+                Failure::not_found(format!("No such image: {name}"))
+            } else {
+                f
+            }
+        };
+        let image = find_or_refresh(app, name).await.map_err(absent)?;
         // By its id it is saved without a name, by a reference with it.
         let tag =
             Reference::parse(name).ok().map(|r| r.or_latest().full()).filter(|full| image.spec.tags.contains(full));
@@ -110,12 +118,17 @@ pub async fn save(app: &App, names: &[&str], headers: &HeaderMap) -> Result<Resp
 pub async fn push(app: &App, name: &str, params: &Params, headers: &HeaderMap) -> Result<Response> {
     let text = params.get("tag").map_or_else(|| name.to_owned(), |tag| format!("{name}:{tag}"));
     let reference = Reference::parse(&text)?.or_latest();
-    find_or_refresh(app, &text).await.map_err(|_| {
-        Failure::not_found(format!(
-            "An image does not exist locally with the tag: {}",
-            crate::names::familiar(&reference.repository)
-        ))
-    })?;
+    if find_or_refresh(app, &text).await.is_err() {
+        // Docker has begun to answer when it looks.
+        let absent =
+            format!("An image does not exist locally with the tag: {}", crate::names::familiar(&reference.repository));
+        let lines = [
+            json!({"status": format!("The push refers to repository [{}]", reference.repository)}),
+            json!({"errorDetail": {"message": absent}, "error": absent}),
+        ];
+        let body: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        return Ok(crate::streams::streaming("application/json", body.into()));
+    }
     to_images(app, "POST", &format!("/push?image={}", encode(&reference.full())), headers, Body::empty())
         .await
         .map(as_json)

@@ -7,12 +7,12 @@ use crate::errors::{Failure, Result};
 use crate::state::{Container, World};
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use zone::client::Operation;
-use zone::endpoint::Endpoint;
+use zone::endpoint::{Endpoint, EndpointSpec};
 use zone::pod::Pod;
 use zone::{EndpointId, NetworkId, PodId};
 
@@ -37,9 +37,14 @@ fn stopped(world: &World, key: &str) -> Result<Container> {
 /// `POST /networks/{id}/connect`.
 ///
 /// # Errors
-/// 501 while the container runs, 403 when it is on the network already.
-pub async fn connect(State(app): State<Arc<App>>, Path(id): Path<String>, body: Bytes) -> Result<StatusCode> {
-    let raw: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+/// 501 while the container runs.
+pub async fn connect(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode> {
+    let raw: Value = crate::body::json(&headers, &body)?.unwrap_or_else(|| json!({}));
     let request: Connect =
         serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let world = app.store.world();
@@ -47,27 +52,31 @@ pub async fn connect(State(app): State<Arc<App>>, Path(id): Path<String>, body: 
     let container = stopped(&world, &request.container)?;
     let pod = PodId::new(&container.pod.meta.name);
     let endpoint_id = EndpointId::of(&pod, &NetworkId::new(&network.meta.name));
-    if container.pod.spec.endpoints.contains(&endpoint_id) {
-        return Err(Failure::forbidden(format!(
-            "endpoint with name {} already exists in network {}",
-            container.spec().name,
-            network.spec.name
-        )));
+    // While a container is stopped, to connect it again changes how it is connected.
+    let known =
+        world.endpoints.get(endpoint_id.as_str()).filter(|_| container.pod.spec.endpoints.contains(&endpoint_id));
+    if known.is_some() && request.endpoint_config.is_none() {
+        return Ok(StatusCode::OK);
     }
     let config = request.endpoint_config.unwrap_or_default();
     let made = endpoint(&network, &pod, container.id(), &container.spec().name, None, &config)?;
     let mut spec = container.pod.spec.clone();
-    spec.endpoints.push(endpoint_id.clone());
+    if known.is_none() {
+        spec.endpoints.push(endpoint_id.clone());
+    }
     for one in spec.containers.iter_mut().filter(|c| c.id == *container.id()) {
         if !one.docker["NetworkingConfig"]["EndpointsConfig"].is_object() {
             one.docker["NetworkingConfig"] = json!({"EndpointsConfig": {}});
         }
         one.docker["NetworkingConfig"]["EndpointsConfig"][&network.spec.name] = raw["EndpointConfig"].clone();
     }
-    let operations = vec![
-        Operation::create::<Endpoint>(endpoint_id.as_str(), &made, None)?,
-        Operation::update_spec::<Pod>(&container.pod, &spec)?,
-    ];
+    let place = match known {
+        Some(known) => {
+            Operation::update_spec::<Endpoint>(known, &EndpointSpec { ports: known.spec.ports.clone(), ..made })?
+        }
+        None => Operation::create::<Endpoint>(endpoint_id.as_str(), &made, None)?,
+    };
+    let operations = vec![place, Operation::update_spec::<Pod>(&container.pod, &spec)?];
     app.store.transact(operations).await?;
     Ok(StatusCode::OK)
 }
@@ -76,19 +85,26 @@ pub async fn connect(State(app): State<Arc<App>>, Path(id): Path<String>, body: 
 ///
 /// # Errors
 /// 501 while the container runs, 403 when it is not on the network.
-pub async fn disconnect(State(app): State<Arc<App>>, Path(id): Path<String>, body: Bytes) -> Result<StatusCode> {
-    let request: Connect = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+pub async fn disconnect(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode> {
+    let request: Connect = crate::body::json(&headers, &body)?.unwrap_or_default();
     let world = app.store.world();
     let network = world.network(&id)?;
-    let container = stopped(&world, &request.container)?;
+    let container = world.container(&request.container)?;
     let gone = EndpointId::of(&PodId::new(&container.pod.meta.name), &NetworkId::new(&network.meta.name));
     if !container.pod.spec.endpoints.contains(&gone) {
+        let the = if container.is_active() { "" } else { "the " };
         return Err(Failure::forbidden(format!(
-            "container {} is not connected to network {}",
+            "container {} is not connected to {the}network {}",
             container.id(),
             network.spec.name
         )));
     }
+    let container = stopped(&world, &request.container)?;
     let mut spec = container.pod.spec.clone();
     spec.endpoints.retain(|e| *e != gone);
     let operations =
