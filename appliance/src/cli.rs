@@ -131,6 +131,9 @@ pub struct Test {
     /// Also the long tests
     #[arg(long)]
     pub full: bool,
+    /// List every endpoint of the Docker API with the test that shows it, and run nothing
+    #[arg(long)]
+    pub list_endpoints: bool,
 }
 
 /// `build`.

@@ -34,6 +34,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(options) if options.no_build => done(start_zone(&dir()?, &options.boot)),
         Command::Run(options) => done(run_zone(&dir()?, &options)),
         Command::Start(options) => done(start_zone(&dir()?, &options)),
+        Command::Test(options) if options.list_endpoints => done(suite::list_endpoints(&workspace()?)),
         Command::Test(options) => done(test(&dir()?, &options)),
         Command::Build(options) => done(build_only(&options)),
         Command::Flash(options) => done(flash_image(options)),

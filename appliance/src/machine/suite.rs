@@ -28,6 +28,20 @@ pub fn without_boot(workspace: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Lists the endpoints of the Docker API with the tests that show them.
+///
+/// # Errors
+/// When the list cannot be made.
+pub fn list_endpoints(workspace: &Path) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let args = ["run", "--quiet", "-p", "compare", "--", "--list-endpoints"];
+    let status = Command::new(program).args(args).current_dir(workspace).status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the list of endpoints ended with {status}");
+    }
+    Ok(())
+}
+
 /// Runs the tests of the booted image against the running zone.
 ///
 /// # Errors

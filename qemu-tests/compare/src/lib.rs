@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 
 pub mod allowed;
+pub mod coverage;
 pub mod differ;
 pub mod http;
 pub mod normal;
+pub mod page;
 pub mod peer;
 pub mod run;
 pub mod table;

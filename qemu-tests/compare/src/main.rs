@@ -28,6 +28,12 @@ struct Arguments {
     /// The socket of a Docker Engine that runs already; default: one is started.
     #[arg(long)]
     peer: Option<PathBuf>,
+    /// List every endpoint of the API with the call that shows it, and do nothing else.
+    #[arg(long)]
+    list_endpoints: bool,
+    /// Print what differs and why, as a page of documentation, and do nothing else.
+    #[arg(long)]
+    page: bool,
     /// Read the tables here instead of those built in.
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -35,6 +41,14 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    if arguments.list_endpoints {
+        return list_endpoints();
+    }
+    if arguments.page {
+        let page = compare::page::page()?;
+        std::io::stdout().write_all(page.as_bytes()).context("write the page")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let own_peer = if arguments.peer.is_none() { Some(Peer::start()?) } else { None };
     let peer = arguments.peer.clone().unwrap_or_else(Peer::socket);
     let failed = compare_all(&arguments, &peer)?;
@@ -94,6 +108,18 @@ fn compare_all(arguments: &Arguments, peer: &Path) -> Result<bool> {
     }
     say(&json!({"calls": calls, "differences": wrong, "allowed": meant}))?;
     Ok(wrong > 0)
+}
+
+fn list_endpoints() -> Result<ExitCode> {
+    let endpoints = compare::coverage::endpoints()?;
+    let mut out = std::io::stdout().lock();
+    for endpoint in &endpoints {
+        writeln!(out, "{endpoint}").context("write the list")?;
+    }
+    let served = endpoints.iter().filter(|e| e.state == "served").count();
+    writeln!(out, "{} endpoints: {served} served, {} refused", endpoints.len(), endpoints.len() - served)
+        .context("write the list")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn say(value: &serde_json::Value) -> Result<()> {

@@ -157,6 +157,9 @@ async fn serve(config: Config) -> Result<()> {
 }
 
 #[cfg(test)]
+mod endpoints;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

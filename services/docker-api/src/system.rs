@@ -7,9 +7,9 @@ use crate::filters::Params;
 use crate::version::{ApiVersion, ENGINE, MAX, MIN};
 use crate::{containers, events, images, volumes};
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::header;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -31,6 +31,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/plugins/create", any(no_plugin_installation))
         .route("/plugins/{*rest}", any(no_such_plugin))
         .route("/build/cancel", post(async |body: Bytes| drop(body)))
+        .route("/containers/{id}/attach/ws", get(no_websocket))
         .route("/containers/{id}/checkpoints", any(no_checkpoints))
         .route("/containers/{id}/checkpoints/{*rest}", any(no_checkpoints))
         .route("/session", any(no_buildkit))
@@ -68,6 +69,12 @@ async fn no_plugin_installation(body: Bytes) -> Failure {
     )
 }
 
+async fn no_websocket(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<()> {
+    let container = app.store.world().container(&id)?;
+    let why = "attach by websocket is not served; use POST attach with Upgrade: tcp";
+    Err(Failure::not_implemented(format!("{why} for container {}", container.id())))
+}
+
 async fn no_checkpoints(body: Bytes) -> Failure {
     drop(body);
     Failure::not_implemented(
@@ -83,8 +90,10 @@ pub fn no_swarm() -> Failure {
     )
 }
 
-async fn no_buildkit() -> Failure {
-    Failure::not_found("page not found")
+/// As an engine without BuildKit.
+async fn no_buildkit(body: Bytes) -> Response {
+    drop(body);
+    Failure::no_route()
 }
 
 async fn ping() -> impl IntoResponse {
