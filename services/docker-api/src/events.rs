@@ -9,6 +9,7 @@ use crate::App;
 use crate::errors::{Failure, Result};
 use crate::filters::{Filters, Params, stream_time};
 use crate::names::familiar;
+use crate::project;
 use crate::state::World;
 use axum::body::Body;
 use axum::extract::State;
@@ -47,6 +48,9 @@ pub struct Message {
     time: u64,
     #[serde(rename = "timeNano")]
     time_nano: u64,
+    /// Whose it is; none for what belongs to all.
+    #[serde(skip)]
+    project: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -71,7 +75,13 @@ impl Message {
             scope: "local",
             time: now / 1_000_000_000,
             time_nano: now,
+            project: None,
         }
+    }
+
+    fn of_project(mut self, project: String) -> Self {
+        self.project = Some(project);
+        self
     }
 
     /// An event of a container.
@@ -86,7 +96,8 @@ impl Message {
         attributes.insert("image".into(), spec.image_ref.clone());
         attributes.insert("name".into(), spec.name.clone());
         attributes.extend(more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
-        Self::new("container", action, spec.id.as_str(), attributes)
+        let project = project::of_json(&spec.docker["Labels"]);
+        Self::new("container", action, spec.id.as_str(), attributes).of_project(project)
     }
 
     /// The end of a prune.
@@ -175,8 +186,12 @@ pub async fn events(State(app): State<Arc<App>>, params: Params) -> Result<Respo
     let (past, mut live) = app.events.subscribe();
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(64);
     tokio::spawn(async move {
+        let seen = |m: &Message| m.project.as_deref().is_none_or(|p| app.scope.sees(p));
         let wanted = |m: &Message| {
-            m.matches(&filters) && since.is_none_or(|s| m.time_nano >= s) && until.is_none_or(|u| m.time_nano <= u)
+            seen(m)
+                && m.matches(&filters)
+                && since.is_none_or(|s| m.time_nano >= s)
+                && until.is_none_or(|u| m.time_nano <= u)
         };
         for message in past.iter().filter(|m| since.is_some() && wanted(m)) {
             if sender.send(Ok(line(message))).await.is_err() {
@@ -295,6 +310,7 @@ fn of_endpoints(world: &World, pod: &Resource<Pod>, action: &str) -> Vec<Message
                 ("type", network.spec.driver.clone()),
             ];
             Message::new("network", action, &network.meta.name, owned(&attributes))
+                .of_project(project::of_pod(&pod.spec))
         })
         .collect()
 }
@@ -312,7 +328,8 @@ pub fn of_network(old: Option<&Resource<Network>>, new: Option<&Resource<Network
         _ => return Vec::new(),
     };
     let attributes = [("name", network.spec.name.clone()), ("type", network.spec.driver.clone())];
-    vec![Message::new("network", action, &network.meta.name, owned(&attributes))]
+    let project = project::of_map(&network.spec.labels);
+    vec![Message::new("network", action, &network.meta.name, owned(&attributes)).of_project(project)]
 }
 
 /// The events of a volume's change.
@@ -323,7 +340,9 @@ pub fn of_volume(old: Option<&Resource<Volume>>, new: Option<&Resource<Volume>>)
         (Some(volume), None) => (volume, "destroy"),
         _ => return Vec::new(),
     };
-    vec![Message::new("volume", action, &volume.meta.name, owned(&[("driver", volume.spec.driver.clone())]))]
+    let project = project::of_map(&volume.spec.labels);
+    let attributes = owned(&[("driver", volume.spec.driver.clone())]);
+    vec![Message::new("volume", action, &volume.meta.name, attributes).of_project(project)]
 }
 
 /// The events of an image's change.

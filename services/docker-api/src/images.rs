@@ -3,6 +3,8 @@
 //! Owns lookup by reference and the rules of `tag` and `rmi`. Tags are wanted state and are written here; everything
 //! else about an image is the content store's.
 
+mod build;
+mod commit;
 mod distribution;
 mod remove;
 mod transfer;
@@ -37,28 +39,18 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/images/search", get(search))
         .route("/images/prune", post(remove::prune))
         .route("/images/{*rest}", get(read).post(write).delete(remove::remove))
-        .route("/build/prune", post(prune_builds))
-        .route("/build", post(build))
-        .route("/commit", post(commit))
+        .route("/build/prune", post(build::prune))
+        .route("/build/cancel", post(build::cancel))
+        .route("/build", post(build::build).layer(DefaultBodyLimit::disable()))
+        .route("/grpc", post(build::buildkit))
+        .route("/session", post(build::buildkit))
+        .route("/commit", post(commit::commit))
+        .route("/containers/{id}/layer", get(commit::layer))
         .route("/distribution/{*rest}", get(distribution::inspect))
 }
 
 async fn search() -> Failure {
     Failure::not_implemented("searching registries is not supported; use the registry's web page")
-}
-
-async fn build() -> Failure {
-    Failure::not_implemented(
-        "building images is not supported by this engine; build elsewhere and use docker load or docker pull",
-    )
-}
-
-async fn commit() -> Failure {
-    Failure::not_implemented("committing a container to an image is not supported yet")
-}
-
-async fn prune_builds() -> Json<Value> {
-    Json(json!({"CachesDeleted": null, "SpaceReclaimed": 0}))
 }
 
 /// The image with this id, reference or unique prefix of an id.

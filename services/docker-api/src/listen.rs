@@ -1,11 +1,12 @@
 //! The doors: a unix socket for this machine, TLS for the network.
 
+use crate::serve::Doors;
 use crate::tls::{self, TlsListener};
 use anyhow::{Context, Result};
-use axum::Router;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 
 /// Listens on a unix socket that owner and group may use; a socket that a former process left is replaced.
@@ -31,7 +32,7 @@ pub fn unix(path: &Path) -> Result<UnixListener> {
 ///
 /// # Errors
 /// When the port cannot be had.
-pub async fn tls(address: SocketAddr, dir: PathBuf, router: Router) -> Result<()> {
+pub async fn tls(address: SocketAddr, dir: PathBuf, doors: Arc<Doors>) -> Result<()> {
     let config = tls::wait_for(&dir).await;
     let mut bound = TcpListener::bind(address).await;
     if bound.is_err() && address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) {
@@ -40,6 +41,6 @@ pub async fn tls(address: SocketAddr, dir: PathBuf, router: Router) -> Result<()
     }
     let tcp = bound.with_context(|| format!("cannot listen on {address}"))?;
     tracing::info!(%address, "listening");
-    axum::serve(TlsListener::new(tcp, dir, config)?, router).await?;
+    doors.tls(TlsListener::new(tcp, dir, config)).await;
     Ok(())
 }

@@ -13,7 +13,10 @@
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 
+mod access;
 mod agent;
+mod area;
+mod audit;
 mod body;
 mod containers;
 mod errors;
@@ -24,7 +27,10 @@ mod images;
 mod listen;
 mod names;
 mod networks;
+mod pod_door;
+mod project;
 mod proxy;
+mod serve;
 mod state;
 mod streams;
 mod system;
@@ -67,6 +73,9 @@ pub struct Config {
     /// Where the pods' log files are, one folder per pod.
     #[arg(long, default_value = paths::PODS)]
     pub pods_data: PathBuf,
+    /// Where file volumes are, to look for bind sources.
+    #[arg(long, default_value = paths::VOLUMES)]
+    pub volumes: PathBuf,
 }
 
 /// What every handler has.
@@ -77,9 +86,11 @@ pub struct App {
     /// The state engine and the copy of what it keeps.
     pub store: Store,
     /// The stream of events.
-    pub events: events::Events,
+    pub events: Arc<events::Events>,
     /// Which container an exec is in; agents can be asked again.
-    pub execs: Mutex<HashMap<String, ContainerId>>,
+    pub execs: Arc<Mutex<HashMap<String, ContainerId>>>,
+    /// What the client may see and do.
+    pub scope: access::Scope,
 }
 
 impl App {
@@ -87,6 +98,18 @@ impl App {
     #[must_use]
     pub fn agent_socket(&self, container: &Container) -> PathBuf {
         self.config.pods_run.join(&container.pod.meta.name).join("agent.sock")
+    }
+
+    /// The same zone for a client that may see and do `scope`.
+    #[must_use]
+    pub fn scoped(&self, scope: access::Scope) -> Self {
+        Self {
+            config: self.config.clone(),
+            store: self.store.scoped(scope.project()),
+            events: self.events.clone(),
+            execs: self.execs.clone(),
+            scope,
+        }
     }
 
     /// The container's log files.
@@ -108,9 +131,12 @@ fn router(app: Arc<App>) -> Router {
             drop(body);
             errors::Failure::no_route()
         })
-        .with_state(app);
+        .with_state(app.clone());
     // The version has to be off the path before a route is looked for, so the routes lie behind a router that has none.
-    Router::new().fallback_service(routes).layer(axum::middleware::from_fn(version::negotiate))
+    Router::new()
+        .fallback_service(routes)
+        .layer(axum::middleware::from_fn_with_state(app, serve::guard))
+        .layer(axum::middleware::from_fn(version::negotiate))
 }
 
 /// Threads that may read log files at once; the unit bounds the tasks of the service.
@@ -130,9 +156,14 @@ fn main() -> Result<()> {
 
 async fn serve(config: Config) -> Result<()> {
     let store = Store::new(zone::client::Client::new(&config.macro_socket));
-    let app =
-        Arc::new(App { config: config.clone(), store, events: events::Events::default(), execs: Mutex::default() });
-    let router = router(app.clone());
+    let app = Arc::new(App {
+        config: config.clone(),
+        store,
+        events: Arc::default(),
+        execs: Arc::default(),
+        scope: access::Scope::default(),
+    });
+    let doors = Arc::new(serve::Doors::new(app.clone()));
     let listener = listen::unix(&config.socket)?;
     tokio::spawn({
         let app = app.clone();
@@ -140,9 +171,9 @@ async fn serve(config: Config) -> Result<()> {
     });
     if config.listen != "none" {
         let address: SocketAddr = config.listen.parse()?;
-        let (dir, router) = (config.tls.clone(), router.clone());
+        let (dir, doors) = (config.tls.clone(), doors.clone());
         tokio::spawn(async move {
-            if let Err(error) = listen::tls(address, dir, router).await {
+            if let Err(error) = listen::tls(address, dir, doors).await {
                 tracing::error!(error = format!("{error:#}"), "the network's door is closed");
                 std::process::exit(1);
             }
@@ -152,7 +183,8 @@ async fn serve(config: Config) -> Result<()> {
     app.store.wait(None, |world| world.loaded.then_some(())).await;
     zone::notify::ready();
     tracing::info!(socket = %config.socket.display(), "ready");
-    axum::serve(listener, router).await?;
+    tokio::spawn(pod_door::run(doors.clone()));
+    doors.unix(listener).await;
     Ok(())
 }
 
@@ -169,8 +201,9 @@ mod tests {
         App {
             store: Store::new(zone::client::Client::new("/nonexistent")),
             config,
-            events: events::Events::default(),
-            execs: Mutex::default(),
+            events: Arc::default(),
+            execs: Arc::default(),
+            scope: access::Scope::default(),
         }
     }
 }

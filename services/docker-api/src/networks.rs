@@ -330,7 +330,10 @@ fn check_subnet(text: &str, gateway: Option<Ipv4Addr>) -> Result<()> {
 
 async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Result<Response> {
     let request: Create = crate::body::json(&headers, &body)?.unwrap_or_default();
-    let spec = spec_of(request)?;
+    let mut spec = spec_of(request)?;
+    if let Some(project) = app.scope.project() {
+        spec.labels.insert(crate::project::LABEL.into(), project.into());
+    }
     let id = names::new_id()?;
     let operations =
         vec![Operation::create::<NetworkName>(&spec.name, &id, None)?, Operation::create::<Network>(&id, &spec, None)?];

@@ -53,7 +53,7 @@ pub async fn to_agent(
 /// 503 when the content store does not answer.
 pub async fn to_images(app: &App, method: &str, path: &str, headers: &HeaderMap, body: Body) -> Result<Response> {
     let mut request = agent::request(method, path, body)?;
-    for name in ["x-registry-auth", "content-type", "content-length", "content-encoding"] {
+    for name in ["x-registry-auth", "x-registry-config", "content-type", "content-length", "content-encoding"] {
         if let Some(value) = headers.get(name) {
             request.headers_mut().insert(name, value.clone());
         }

@@ -10,7 +10,7 @@
 use crate::errors::{Failure, Result};
 use crate::events::{self, Events};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use zone::client::{Client, Event, Operation};
@@ -266,23 +266,45 @@ fn change<K: Kind>(map: &mut Map<K>, event: &Event) -> Change<K> {
 pub struct Store {
     /// For writes.
     pub client: Client,
-    world: watch::Sender<Arc<World>>,
+    world: Arc<watch::Sender<Arc<World>>>,
+    /// The one project that is seen; none sees all.
+    project: Option<String>,
+    /// What the project saw at the revision that it was last asked for.
+    seen: Arc<Mutex<Option<Arc<World>>>>,
 }
 
 impl Store {
     /// A store that knows nothing yet; [`Store::run`] fills it.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, world: watch::Sender::new(Arc::default()) }
+        let world = Arc::new(watch::Sender::new(Arc::default()));
+        Self { client, world, project: None, seen: Arc::default() }
     }
 
-    /// The zone now.
+    /// The same store, of which only one project is seen.
+    #[must_use]
+    pub fn scoped(&self, project: Option<&str>) -> Self {
+        let project = project.map(str::to_owned);
+        Self { client: self.client.clone(), world: self.world.clone(), project, seen: Arc::default() }
+    }
+
+    /// The zone now, as far as the client may see it.
     #[must_use]
     pub fn world(&self) -> Arc<World> {
-        self.world.borrow().clone()
+        let world = self.world.borrow().clone();
+        self.restrict(world)
     }
 
-    /// For waiting on changes.
+    fn restrict(&self, world: Arc<World>) -> Arc<World> {
+        let Some(project) = &self.project else { return world };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*seen {
+            Some(view) if view.revision == world.revision => view.clone(),
+            _ => seen.insert(Arc::new(crate::project::view(&world, project))).clone(),
+        }
+    }
+
+    /// For waiting on changes of what was found by [`Store::world`]; sees the whole zone.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<World>> {
         self.world.subscribe()
@@ -325,7 +347,7 @@ impl Store {
         let search = async {
             loop {
                 let world = receiver.borrow_and_update().clone();
-                if let Some(found) = look(&world) {
+                if let Some(found) = look(&self.restrict(world)) {
                     return Some(found);
                 }
                 receiver.changed().await.ok()?;

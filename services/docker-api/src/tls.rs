@@ -5,7 +5,6 @@
 //! the next connection.
 
 use anyhow::{Context, Result};
-use axum::serve::Listener;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -83,21 +82,26 @@ pub async fn wait_for(dir: &Path) -> ServerConfig {
 /// Accepts TLS connections; a slow handshake holds nobody up.
 pub struct TlsListener {
     accepted: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    local: SocketAddr,
 }
 
 impl TlsListener {
     /// Starts accepting on `tcp` with the certificates in `dir`.
-    ///
-    /// # Errors
-    /// When the socket has no address.
-    pub fn new(tcp: TcpListener, dir: PathBuf, config: ServerConfig) -> std::io::Result<Self> {
-        let local = tcp.local_addr()?;
+    #[must_use]
+    pub fn new(tcp: TcpListener, dir: PathBuf, config: ServerConfig) -> Self {
         let config = Arc::new(RwLock::new(Arc::new(config)));
         let (sender, accepted) = mpsc::channel(64);
         tokio::spawn(reload(dir, config.clone()));
         tokio::spawn(accept(tcp, config, sender));
-        Ok(Self { accepted, local })
+        Self { accepted }
+    }
+
+    /// The next connection after its handshake.
+    pub async fn accept(&mut self) -> (TlsStream<TcpStream>, SocketAddr) {
+        match self.accepted.recv().await {
+            Some(accepted) => accepted,
+            // The task that accepts runs as long as the process.
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -150,22 +154,5 @@ async fn accept(
                 Err(_) => tracing::debug!(%peer, "handshake timed out"),
             }
         });
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.accepted.recv().await {
-            Some(accepted) => accepted,
-            // The task that accepts runs as long as the process.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        Ok(self.local)
     }
 }

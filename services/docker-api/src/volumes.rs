@@ -48,9 +48,9 @@ pub fn check_driver(driver: &str) -> Result<()> {
 
 /// The containers that use a volume.
 pub fn users<'a>(world: &'a World, name: &'a str) -> impl Iterator<Item = Container> + 'a {
-    world.containers().filter(move |c| {
-        c.spec().mounts.iter().any(|m| matches!(m, Mount::Volume { volume, .. } if volume.as_str() == name))
-    })
+    world
+        .containers()
+        .filter(move |c| c.spec().mounts.iter().filter_map(Mount::volume).any(|volume| volume.as_str() == name))
 }
 
 /// Where a volume lies, as `inspect` says it.
@@ -150,6 +150,12 @@ async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) ->
     if anonymous {
         labels.insert("com.docker.volume.anonymous".into(), String::new());
     }
+    if let Some(project) = app.scope.project() {
+        if crate::project::of_area(&name).is_some_and(|owner| owner != project) {
+            return Err(Failure::forbidden(format!("volume {name} is the file area of another project")));
+        }
+        labels.insert(crate::project::LABEL.into(), project.into());
+    }
     let spec = VolumeSpec { driver, options, labels, anonymous };
     let volume = match app.store.client.create::<Volume>(&name, &spec).await {
         Ok(_) => ready(&app, &name).await?,
@@ -220,7 +226,9 @@ async fn prune(
     let world = app.store.world();
     let (mut removed, mut reclaimed) = (Vec::new(), 0u64);
     for (name, volume) in &world.volumes {
+        // A file area is its project's, used or not.
         let wanted = (all || volume.spec.anonymous)
+            && crate::project::of_area(name).is_none()
             && users(&world, name).next().is_none()
             && filters.labels(|key| volume.spec.labels.get(key).cloned());
         if wanted {

@@ -430,8 +430,8 @@ fn what_is_not_there_is_said_in_dockers_words() {
     assert!(zone.fails(&["logs", "nope"], 1).contains("No such container: nope"));
     assert!(zone.fails(&["node", "ls"], 1).contains("This node is not a swarm manager"));
     assert!(
-        zone.fails(&["run", "-v", "/etc:/x", "busybox"], 125)
-            .contains("bind mounts of host paths are not supported yet")
+        zone.fails(&["run", "--mount", "type=bind,source=/etc,target=/x", "busybox"], 125)
+            .contains("bind source path does not exist: /etc")
     );
     assert!(zone.fails(&["run", "--network", "nope", "busybox"], 125).contains("network nope not found"));
     zone.ok(&["network", "create", "back"]);

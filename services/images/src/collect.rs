@@ -1,6 +1,6 @@
 //! Reconciles the store with the image resources: removes files that no image names, rebuilds what an image misses.
 //!
-//! Must not remove anything while a load or pull is under way: it takes the store's exclusive lock or does nothing.
+//! Must not remove anything from a store that is not marked as this state engine's, nor while a load or pull is under way: it takes the store's exclusive lock or does nothing.
 
 use crate::digest::Digest;
 use crate::fail::{Result, blocking, io};
@@ -12,9 +12,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 use zone::Resource;
 use zone::image::Image;
+use zone::marker::{self, Claim};
 
 /// How long after a change that could not be dealt with (a load was under way, the state engine was away).
 const RETRY: Duration = Duration::from_secs(5);
+/// Where files have the names of what images name.
+const COLLECTED: [&str; 4] = ["images", "merged", "layers", "blobs/sha256"];
 /// Without any change.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -68,24 +71,75 @@ pub async fn once(context: &Context, repair: bool) -> Result<bool> {
             repair_one(context, image).await?;
         }
     }
+    remove_unnamed(context, &images).await?;
+    Ok(true)
+}
+
+/// Removes what no image names; the bytes that it took, none when the store is in use.
+///
+/// # Errors
+/// As [`once`].
+pub async fn free(context: &Context) -> Result<Option<u64>> {
+    let Some(_exclusive) = context.store.try_exclusive() else { return Ok(None) };
+    let images = context.zone.list::<Image>().await?.items;
+    remove_unnamed(context, &images).await.map(Some)
+}
+
+async fn remove_unnamed(context: &Context, images: &[Resource<Image>]) -> Result<u64> {
+    if !is_ours(context, images).await? {
+        return Ok(0);
+    }
     let mut keep: HashSet<PathBuf> = HashSet::new();
-    for image in &images {
+    for image in images {
         let Ok(id) = Digest::parse(&image.meta.name) else { continue };
         keep.extend(files_of(context, &id));
     }
+    crate::build::prune(&context.store, false)?;
+    keep.extend(crate::build::cached_files(&context.store));
     let store = context.store.clone();
     blocking(move || {
-        for dir in ["images", "merged", "layers", "blobs/sha256"] {
+        let mut freed = 0;
+        for dir in COLLECTED {
             let dir = store.dir(dir);
             let entries = fs::read_dir(&dir).map_err(io(format!("cannot list {}", dir.display())))?;
             for path in entries.flatten().map(|e| e.path()).filter(|p| !keep.contains(p)) {
                 tracing::info!(path = %path.display(), "removing a file that no image names");
+                freed += path.metadata().map_or(0, |m| m.len());
                 fs::remove_file(&path).map_err(io(format!("cannot remove {}", path.display())))?;
             }
         }
-        Ok(true)
+        Ok(freed)
     })
     .await
+}
+
+/// Whether this store is the state engine's: an empty database must not empty the store of another one.
+async fn is_ours(context: &Context, images: &[Resource<Image>]) -> Result<bool> {
+    let root = context.store.root();
+    let (zone, claim) = marker::claim(&context.zone, root).await?;
+    match claim {
+        Claim::Ours => Ok(true),
+        Claim::Foreign { zone: other } => {
+            tracing::error!(
+                store = %root.display(), zone, other,
+                "the content store belongs to another zone's database: nothing in it is removed; load or pull its images again, or empty it"
+            );
+            Ok(false)
+        }
+        Claim::Unmarked => {
+            let empty = fs::read_dir(context.store.dir("images")).is_ok_and(|mut d| d.next().is_none());
+            let known = images.iter().any(|i| i.status.disk.iter().any(|e| e.path.exists()));
+            if !(empty || known) {
+                tracing::error!(
+                    store = %root.display(),
+                    "the content store has images and the state engine knows of none of them: nothing in it is removed"
+                );
+                return Ok(false);
+            }
+            marker::write(root, &zone).map_err(io("cannot mark the content store"))?;
+            Ok(true)
+        }
+    }
 }
 
 /// Every file that belongs to an image, as far as the store can tell.

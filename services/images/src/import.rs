@@ -1,13 +1,14 @@
 //! `docker import`: one archive of a root file system becomes an image with one layer; Dockerfile instructions set its
 //! configuration.
 
+use crate::build::{Config, apply, env, parse};
 use crate::compress;
 use crate::digest::{Digest, copy_hashed};
-use crate::fail::{MAX_LAYER, Result, blocking, invalid, io};
+use crate::fail::{MAX_LAYER, Result, blocking, io};
 use crate::ingest::{Context, Staged, made_manifest};
 use crate::manifest::{Descriptor, OCI_MANIFEST};
 use crate::reference::Reference;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::fs::File;
 use std::path::Path;
 
@@ -22,8 +23,7 @@ pub async fn import(
     changes: &[String],
     message: &str,
 ) -> Result<Digest> {
-    let config =
-        changes.iter().try_fold(Map::new(), |mut config, change| apply(&mut config, change).map(|()| config))?;
+    let config = changed(Config::new(), changes)?;
     let (store, spool) = (context.store.clone(), spool.to_owned());
     let (descriptor, diff_id) = blocking(move || {
         let open = |what| File::open(&spool).map_err(io(what));
@@ -45,69 +45,17 @@ pub async fn import(
     context.finish(Staged { config, manifest: (OCI_MANIFEST.into(), manifest), tags, repo_digest: None }, None).await
 }
 
-/// Applies one Dockerfile instruction to a configuration.
-fn apply(config: &mut Map<String, Value>, change: &str) -> Result<()> {
-    let (word, rest) = change.trim().split_once(char::is_whitespace).unwrap_or((change.trim(), ""));
-    let rest = rest.trim();
-    let exec = || -> Value {
-        let list = serde_json::from_str::<Vec<String>>(rest).ok();
-        list.map_or_else(|| json!(["/bin/sh", "-c", rest]), |l| json!(l))
-    };
-    let list = || {
-        serde_json::from_str::<Vec<String>>(rest)
-            .unwrap_or_else(|_| rest.split_whitespace().map(str::to_owned).collect())
-    };
-    match word.to_ascii_uppercase().as_str() {
-        "CMD" => drop(config.insert("Cmd".into(), exec())),
-        "ENTRYPOINT" => drop(config.insert("Entrypoint".into(), exec())),
-        "USER" => drop(config.insert("User".into(), json!(rest))),
-        "WORKDIR" => drop(config.insert("WorkingDir".into(), json!(rest))),
-        "STOPSIGNAL" => drop(config.insert("StopSignal".into(), json!(rest))),
-        "ENV" => {
-            let env = config.entry("Env").or_insert_with(|| json!([]));
-            let added = pairs(rest).into_iter().map(|(k, v)| json!(format!("{k}={v}")));
-            env.as_array_mut().map(|e| e.extend(added)).unwrap_or_default();
-        }
-        "LABEL" => extend(config, "Labels", pairs(rest).into_iter().map(|(k, v)| (k, json!(v)))),
-        "VOLUME" => extend(config, "Volumes", list().into_iter().map(|v| (v, json!({})))),
-        "EXPOSE" => {
-            let port = |p: String| if p.contains('/') { p } else { format!("{p}/tcp") };
-            extend(config, "ExposedPorts", list().into_iter().map(|p| (port(p), json!({}))));
-        }
-        other => {
-            return Err(invalid(format!(
-                "{other:.50?} is not a valid change: use CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR"
-            )));
-        }
+/// A configuration with Dockerfile instructions applied.
+///
+/// # Errors
+/// `Invalid` for one that cannot be a change.
+pub fn changed(mut config: Config, changes: &[String]) -> Result<Config> {
+    for change in changes {
+        let instruction = parse::read(1, change)?;
+        let values = env(&config);
+        apply(&mut config, &instruction, &values, '\\')?;
     }
-    Ok(())
-}
-
-fn extend(config: &mut Map<String, Value>, field: &str, added: impl Iterator<Item = (String, Value)>) {
-    if let Some(object) = config.entry(field).or_insert_with(|| json!({})).as_object_mut() {
-        object.extend(added);
-    }
-}
-
-/// `A=1 B="two words"`, or the old form `A the rest`.
-fn pairs(text: &str) -> Vec<(String, String)> {
-    let first = text.split_whitespace().next().unwrap_or_default();
-    if !first.contains('=') {
-        let (name, value) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-        return vec![(name.to_owned(), value.trim().to_owned())];
-    }
-    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-    for c in text.chars() {
-        match (c, quote) {
-            ('"' | '\'', None) => quote = Some(c),
-            (c, Some(q)) if c == q => quote = None,
-            (c, None) if c.is_whitespace() => words.extend((!word.is_empty()).then(|| std::mem::take(&mut word))),
-            (c, _) => word.push(c),
-        }
-    }
-    words.extend((!word.is_empty()).then_some(word));
-    let split = |w: String| w.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).unwrap_or((w, String::new()));
-    words.into_iter().map(split).collect()
+    Ok(config)
 }
 
 /// RFC 3339 in UTC, to the second.
@@ -121,28 +69,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dockerfile_instructions_set_the_configuration() {
-        let mut c = Map::new();
-        for change in [
-            "CMD [\"a\",\"b\"]",
-            "entrypoint echo hi",
-            "ENV A=1 B=\"x y\"",
-            "ENV OLD the rest",
-            "EXPOSE 80 53/udp",
-            "LABEL k=v",
-            "USER 1000",
-            "WORKDIR /w",
-            "VOLUME [\"/data\"]",
-        ] {
-            apply(&mut c, change).unwrap();
-        }
-        assert_eq!(
-            Value::Object(c),
-            json!({"Cmd": ["a", "b"], "Entrypoint": ["/bin/sh", "-c", "echo hi"], "Env": ["A=1", "B=x y", "OLD=the rest"],
-                "ExposedPorts": {"80/tcp": {}, "53/udp": {}}, "Labels": {"k": "v"}, "User": "1000", "WorkingDir": "/w",
-                "Volumes": {"/data": {}}})
-        );
-        assert!(apply(&mut Map::new(), "RUN x").is_err());
+    fn times_are_rfc_3339_in_utc() {
         assert_eq!(timestamp(1_700_000_000_000_000_000), "2023-11-14T22:13:20Z");
+        assert!(changed(Config::new(), &["RUN x".into()]).is_err());
     }
 }

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod build;
 mod collect;
+mod commit;
 mod compress;
 mod digest;
 mod fail;
@@ -47,6 +49,9 @@ struct Args {
     /// The program that makes EROFS file systems (erofs-utils 1.8).
     #[arg(long, default_value = "/usr/bin/mkfs.erofs")]
     mkfs_erofs: PathBuf,
+    /// The zone's Docker API, which runs the steps of builds.
+    #[arg(long, default_value = zone::paths::DOCKER_SOCKET)]
+    docker_socket: PathBuf,
     /// Certificate authorities of registries.
     #[arg(long, default_value = "/etc/ssl/certs/ca-certificates.crt")]
     ca_file: PathBuf,
@@ -86,7 +91,7 @@ async fn main() -> anyhow::Result<()> {
     tokio::spawn(collect::run(context.clone()));
     zone::notify::ready();
     tracing::info!(socket = %args.socket.display(), "ready");
-    axum::serve(listener, server::router(context, registries))
+    axum::serve(listener, server::router(context, registries, build::Docker::new(&args.docker_socket)))
         .with_graceful_shutdown(stopped())
         .await
         .context("cannot serve")

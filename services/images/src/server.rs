@@ -1,5 +1,6 @@
 //! The HTTP interface on the service's socket (docs/interfaces.md, "Content store").
 
+use crate::build::{Build, Builder, Docker};
 use crate::fail::{MAX_ARCHIVE, Result, blocking, invalid, io};
 use crate::ingest::Context;
 use crate::manifest::Platform;
@@ -23,19 +24,23 @@ use tokio_stream::StreamExt;
 struct Server {
     context: Context,
     registries: Registries,
+    docker: Docker,
 }
 
 /// The routes.
-pub fn router(context: Context, registries: Registries) -> Router {
+pub fn router(context: Context, registries: Registries, docker: Docker) -> Router {
     Router::new()
         .route("/load", post(load))
         .route("/save", get(save))
         .route("/pull", post(pull))
         .route("/push", post(push))
         .route("/import", post(import))
+        .route("/commit", post(commit))
+        .route("/build", post(build))
+        .route("/build/prune", post(prune))
         .route("/distribution", get(distribution))
         .layer(DefaultBodyLimit::disable())
-        .with_state(Server { context, registries })
+        .with_state(Server { context, registries, docker })
 }
 
 async fn load(State(server): State<Server>, body: Body) -> Response {
@@ -96,6 +101,44 @@ async fn import(State(server): State<Server>, RawQuery(query): RawQuery, body: B
         Ok(())
     })
     .await
+}
+
+async fn commit(State(server): State<Server>, RawQuery(query): RawQuery, body: Body) -> Response {
+    let made = async {
+        let _in_use = server.context.store.use_it().await;
+        let spool = spool(&server.context, body).await?;
+        crate::commit::commit(&server.context, &Query::parse(query.as_deref()), spool.path()).await
+    };
+    match made.await {
+        Ok(image) => axum::Json(serde_json::json!({"Id": image.to_string()})).into_response(),
+        Err(error) => progress::error_response(&error),
+    }
+}
+
+async fn build(State(server): State<Server>, RawQuery(query): RawQuery, headers: HeaderMap, body: Body) -> Response {
+    progress::respond(true, |progress| async move {
+        let registries = headers.get("x-registry-config").and_then(|v| v.to_str().ok());
+        let build = Build::read(&Query::parse(query.as_deref()), registries)?;
+        let Server { context, registries, docker } = server;
+        let _in_use = context.store.use_it().await;
+        let spool = spool(&context, body).await?;
+        Builder { context, registries, docker }.build(build, spool.path(), &progress).await
+    })
+    .await
+}
+
+async fn prune(State(server): State<Server>, RawQuery(query): RawQuery) -> Response {
+    let all = Query::parse(query.as_deref()).get("all").is_some();
+    let pruned = async {
+        let keys = crate::build::prune(&server.context.store, all)?;
+        // What else is under way keeps its files; they go with the next collection.
+        let freed = crate::collect::free(&server.context).await?.unwrap_or(0);
+        Ok::<_, zone::ApiError>(serde_json::json!({"CachesDeleted": keys, "SpaceReclaimed": freed}))
+    };
+    match pruned.await {
+        Ok(answer) => axum::Json(answer).into_response(),
+        Err(error) => progress::error_response(&error),
+    }
 }
 
 fn credentials(headers: &HeaderMap) -> Result<Credentials> {

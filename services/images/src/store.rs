@@ -6,6 +6,7 @@
 //! layers/HEX.json      what is known of it; written last, so a layer without it is not there
 //! merged/HEX.erofs     an image's merged metadata, by image id
 //! images/HEX.json      the descriptor of an image's manifest
+//! builds/HEX.json      what a build's step gave, by its key
 //! tmp/                 half made; emptied at start
 //! ```
 
@@ -46,7 +47,7 @@ impl Store {
         let root = std::path::absolute(root).map_err(io("cannot tell where the content store is"))?;
         let store = Self { root, in_use: Arc::default(), build: Mutex::default(), fetches: StdMutex::default() };
         let _ = fs::remove_dir_all(store.root.join("tmp"));
-        for dir in ["blobs/sha256", "layers", "merged", "images", "tmp"] {
+        for dir in ["blobs/sha256", "layers", "merged", "images", "builds", "tmp"] {
             let dir = store.root.join(dir);
             fs::create_dir_all(&dir).map_err(io(format!("cannot make {}", dir.display())))?;
         }
@@ -71,6 +72,11 @@ impl Store {
     /// The lock that garbage collection holds; none while anything is under way.
     pub fn try_exclusive(&self) -> Option<tokio::sync::OwnedRwLockWriteGuard<()>> {
         self.in_use.clone().try_write_owned().ok()
+    }
+
+    /// The store's own directory.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// One of the store's directories.

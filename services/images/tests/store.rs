@@ -118,3 +118,20 @@ async fn a_root_file_system_is_imported_with_changes() {
     assert_eq!(image.spec.tags, ["docker.io/library/imported:latest"]);
     assert_eq!(image.status.config["config"], serde_json::json!({"Cmd": ["a"], "Env": ["A=1"]}));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_database_does_not_empty_the_store() {
+    let Some(mut zone) = Zone::start(&[]) else { return };
+    zone.post("/load", image("x:1", &two_layers())).await;
+    until("the store's marker", || zone.path("store/.zone").exists());
+    let before = zone.files();
+    assert!(before.len() > 5, "{before:?}");
+    zone.forget_everything();
+    assert!(zone.images().await.is_empty());
+    // A collection is asked for, and has nothing to do.
+    let freed = zone.post("/build/prune?all=1", "").await;
+    assert!(freed.contains(r#""SpaceReclaimed":0"#), "{freed}");
+    assert_eq!(zone.files(), before);
+    zone.post("/load", image("x:1", &two_layers())).await;
+    assert!(zone.images().await[0].status.ready, "the same image is there again, of what is there");
+}

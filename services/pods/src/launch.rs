@@ -1,9 +1,9 @@
 //! Starts one run of a pod: bundle, file servers, monitor.
 
-use crate::disk;
 use crate::plan::Plan;
 use crate::shared::Shared;
-use crate::unit::{self, MonitorUnit, NamedFile};
+use crate::unit::{self, MonitorUnit, NamedFile, Served};
+use crate::{beneath, disk};
 use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::{self, OpenOptions, Permissions};
@@ -12,6 +12,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use zone::PodId;
 use zone::bundle::BUNDLE_FILE;
+use zone::guest::GuestMount;
 
 /// Starts everything; systemd has the units when this returns.
 ///
@@ -25,11 +26,14 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyh
         );
     }
     let places = shared.places(pod);
-    write_bundle(&places.run, uid, shared.config.disks.group, plan)?;
+    let mut plan = plan.clone();
+    let parts = open_parts(&mut plan).await?;
+    write_bundle(&places.run, uid, shared.config.disks.group, &plan)?;
     let files = plan.blocks.iter().map(|b| NamedFile { name: b.fd.clone(), path: b.device.clone() }).collect();
-    for (index, dir) in plan.dirs.iter().enumerate() {
+    for ((index, dir), part) in plan.dirs.iter().enumerate().zip(parts) {
         let socket = listen(&dir.socket, uid, shared.config.disks.group.is_some())?;
-        let properties = unit::file_server(pod, &shared.config.virtiofsd, &dir.dir, socket);
+        let served = Served { dir: &dir.dir, part, read_only: dir.read_only };
+        let properties = unit::file_server(pod, &shared.config.virtiofsd, served, socket);
         shared.systemd.start(&unit::fs_unit(pod, index), properties).await?;
     }
     let kcradle = places.cradle.join("kcradle");
@@ -46,6 +50,28 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyh
     });
     shared.systemd.start(&unit::pod_unit(pod), properties).await?;
     Ok(())
+}
+
+/// Opens the parts of directories that are shared, in their order; the guest is told the name where one is a file.
+async fn open_parts(plan: &mut Plan) -> anyhow::Result<Vec<Option<OwnedFd>>> {
+    let mut parts = Vec::new();
+    for (share, dir) in plan.bundle.shares.iter().zip(&plan.dirs) {
+        let Some(part) = dir.part.clone() else {
+            parts.push(None);
+            continue;
+        };
+        let root = dir.dir.clone();
+        let opened = tokio::task::spawn_blocking(move || beneath::open(&root, &part.path, part.create)).await??;
+        for mount in plan.guest.containers.iter_mut().flat_map(|c| &mut c.mounts) {
+            if let GuestMount::Share { tag, subpath, .. } = mount
+                && *tag == share.tag
+            {
+                *subpath = opened.file.clone().unwrap_or_default();
+            }
+        }
+        parts.push(Some(opened.folder));
+    }
+    Ok(parts)
 }
 
 /// The directory is the pod's; what the monitor makes in it, its sockets above all, gets the group `kraud`.

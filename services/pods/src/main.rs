@@ -9,6 +9,7 @@
 
 mod agent;
 mod artefacts;
+mod beneath;
 mod disk;
 mod follow;
 mod launch;

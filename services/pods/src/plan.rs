@@ -1,7 +1,7 @@
 //! What a pod's microVM is made of: bundle, guest's orders, shares. A pure function of the resources.
 //!
-//! Invariants: disks are in the order image, writable layer for each container, then block volumes; a volume that is
-//! mounted in several places is shared once. Must not: touch the machine.
+//! Invariants: disks are in the order image, writable layer for each container, then what is mounted; what is mounted in
+//! several places alike is shared once. Must not: touch the machine.
 
 use crate::machine::Needs;
 use crate::world::View;
@@ -13,7 +13,7 @@ use zone::guest::{Dns, GuestContainer, GuestMount, GuestSpec, HostsLine, Nic, Up
 use zone::log::DEFAULT_MAX_BYTES;
 use zone::pod::{ContainerSpec, Mount, PodSpec};
 use zone::volume::VolumeAccess;
-use zone::{EndpointId, VolumeName};
+use zone::{EndpointId, ImageId, VolumeName};
 
 /// Networks that a running container can join beside those that it started with.
 const SPARE_SLOTS: u8 = 4;
@@ -52,6 +52,19 @@ pub struct SharedDir {
     pub dir: PathBuf,
     /// Where its file server listens.
     pub socket: PathBuf,
+    /// Only a part of it; what is in the directory may be any guest's work.
+    pub part: Option<Part>,
+    /// The guest cannot write, whatever its own mounts say.
+    pub read_only: bool,
+}
+
+/// A part of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// The path in it.
+    pub path: String,
+    /// A folder is made when nothing is there.
+    pub create: bool,
 }
 
 /// A block device to pass on.
@@ -126,10 +139,14 @@ fn tag(index: usize) -> String {
 }
 
 fn image(view: &View, container: &ContainerSpec) -> Result<Vec<Extent>, Needs> {
-    match view.images.get(&container.image) {
-        None => Err(Needs::Failed(format!("No such image: {}", container.image_ref))),
+    disk_of(view, &container.image, &container.image_ref)
+}
+
+fn disk_of(view: &View, image: &ImageId, shown: &str) -> Result<Vec<Extent>, Needs> {
+    match view.images.get(image) {
+        None => Err(Needs::Failed(format!("No such image: {shown}"))),
         Some(image) if !image.status.ready || image.status.disk.is_empty() => {
-            Err(Needs::Waiting(format!("image {} is not ready", container.image_ref)))
+            Err(Needs::Waiting(format!("image {shown} is not ready")))
         }
         Some(image) => Ok(image.status.disk.clone()),
     }
@@ -159,10 +176,18 @@ fn endpoint(view: &View, id: &EndpointId) -> Result<EndpointStatus, Needs> {
 struct Volumes<'a> {
     view: &'a View,
     places: &'a Places,
-    attached: BTreeMap<VolumeName, Attached>,
+    attached: BTreeMap<Wanted, Attached>,
     disks: Vec<Disk>,
     dirs: Vec<SharedDir>,
     blocks: Vec<BlockDevice>,
+}
+
+/// What a mount wants of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    volume: VolumeName,
+    part: Option<Part>,
+    read_only: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -177,20 +202,42 @@ impl Volumes<'_> {
             Mount::Tmpfs { target, size, mode, options } => {
                 GuestMount::Tmpfs { target: target.clone(), size: *size, mode: *mode, options: options.clone() }
             }
-            Mount::Volume { volume, target, read_only, no_copy, .. } => {
-                let (target, read_only, copy_up) = (target.clone(), *read_only, !no_copy);
-                match self.attach(volume)? {
-                    Attached::Share(tag) => GuestMount::Share { tag, target, read_only, copy_up },
-                    Attached::Disk(disk) => GuestMount::Block { disk, target, read_only, copy_up },
-                }
+            Mount::Volume { volume, target, read_only, no_copy, subpath, .. } => {
+                let copy_up = !no_copy && subpath.is_empty();
+                let part = (!subpath.is_empty()).then(|| Part { path: subpath.clone(), create: false });
+                // An empty volume gets the image's files, also when the container may not write to it.
+                let wanted = Wanted { volume: volume.clone(), part, read_only: *read_only && !copy_up };
+                self.volume(wanted, target, *read_only, copy_up)?
+            }
+            Mount::Bind { area, source, target, read_only, create } => {
+                let part = Some(Part { path: source.clone(), create: *create });
+                let wanted = Wanted { volume: area.clone(), part, read_only: *read_only };
+                self.volume(wanted, target, *read_only, false)?
+            }
+            Mount::Image { image, target, subpath } => {
+                self.disks.push(Disk { extents: disk_of(self.view, image, image.as_str())?, read_only: true });
+                let (target, subpath) = (target.clone(), subpath.clone());
+                GuestMount::Image { disk: self.disks.len() - 1, target, subpath }
+            }
+            Mount::DockerSocket { target } => GuestMount::DockerSocket { target: target.clone() },
+        })
+    }
+
+    fn volume(&mut self, wanted: Wanted, target: &str, read_only: bool, copy_up: bool) -> Result<GuestMount, Needs> {
+        let target = target.to_owned();
+        let part = wanted.part.clone();
+        Ok(match self.attach(wanted)? {
+            // The part is chosen by the host; when it is a file, its name is filled in at the start.
+            Attached::Share(tag) => GuestMount::Share { tag, target, read_only, copy_up, subpath: String::new() },
+            Attached::Disk(disk) => {
+                let subpath = part.map(|p| p.path).unwrap_or_default();
+                GuestMount::Block { disk, target, read_only, copy_up, subpath }
             }
         })
     }
 
-    fn attach(&mut self, name: &VolumeName) -> Result<Attached, Needs> {
-        if let Some(attached) = self.attached.get(name) {
-            return Ok(attached.clone());
-        }
+    fn attach(&mut self, mut wanted: Wanted) -> Result<Attached, Needs> {
+        let name = &wanted.volume.clone();
         let Some(volume) = self.view.volumes.get(name) else {
             return Err(Needs::Failed(format!("get {name}: no such volume")));
         };
@@ -203,12 +250,24 @@ impl Volumes<'_> {
         };
         let attached = match access {
             VolumeAccess::Directory { path } => {
+                if let Some(attached) = self.attached.get(&wanted) {
+                    return Ok(attached.clone());
+                }
                 let index = self.dirs.len();
-                self.dirs
-                    .push(SharedDir { dir: path.clone(), socket: self.places.run.join(format!("fs-{index}.sock")) });
+                self.dirs.push(SharedDir {
+                    dir: path.clone(),
+                    socket: self.places.run.join(format!("fs-{index}.sock")),
+                    part: wanted.part.clone(),
+                    read_only: wanted.read_only,
+                });
                 Attached::Share(tag(index))
             }
             VolumeAccess::Block { device } => {
+                // A device is passed once, whatever is mounted of it.
+                wanted = Wanted { volume: name.clone(), part: None, read_only: false };
+                if let Some(attached) = self.attached.get(&wanted) {
+                    return Ok(attached.clone());
+                }
                 let fd = format!("block{}", self.blocks.len());
                 let extent = Extent { path: Path::new(&format!("fd:{fd}")).to_owned(), offset: 0, len: 0 };
                 self.disks.push(Disk { extents: vec![extent], read_only: false });
@@ -216,7 +275,7 @@ impl Volumes<'_> {
                 Attached::Disk(self.disks.len() - 1)
             }
         };
-        self.attached.insert(name.clone(), attached.clone());
+        self.attached.insert(wanted, attached.clone());
         Ok(attached)
     }
 }

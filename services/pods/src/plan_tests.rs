@@ -70,7 +70,10 @@ fn disks_stand_where_the_guest_is_told_they_stand() {
 fn a_directory_mounted_twice_has_one_file_server() {
     let containers = json!([container("p", &json!([mount("data", "/a"), mount("data", "/b")]))]);
     let plan = plan(&view(&containers, &json!([])), &places(), 1, 0).unwrap();
-    assert_eq!(plan.dirs, [SharedDir { dir: "/zone/volumes/data".into(), socket: "/r/fs-0.sock".into() }]);
+    assert_eq!(
+        plan.dirs,
+        [SharedDir { dir: "/zone/volumes/data".into(), socket: "/r/fs-0.sock".into(), part: None, read_only: false }]
+    );
     assert_eq!(plan.bundle.shares, [Share { tag: "vol0".into(), socket: "/r/fs-0.sock".into() }]);
     assert_eq!(plan.guest.containers[0].mounts.len(), 2);
 }

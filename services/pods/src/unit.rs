@@ -27,6 +27,7 @@ const CAP_FSETID: u64 = 1 << 4;
 const CAP_SETGID: u64 = 1 << 6;
 const CAP_SETUID: u64 = 1 << 7;
 const CAP_SETPCAP: u64 = 1 << 8;
+const CAP_SYS_CHROOT: u64 = 1 << 18;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_MKNOD: u64 = 1 << 27;
 const CAP_SETFCAP: u64 = 1 << 31;
@@ -176,15 +177,32 @@ pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
     properties
 }
 
+/// What a file server serves.
+#[derive(Debug)]
+pub struct Served<'a> {
+    /// The directory.
+    pub dir: &'a Path,
+    /// A folder in it that is served instead, opened: its path may lead elsewhere at any moment.
+    pub part: Option<OwnedFd>,
+    /// Nothing can be written.
+    pub read_only: bool,
+}
+
 /// The properties of a file server's unit: virtiofsd for one directory, on a socket that is listening already.
 #[must_use]
-pub fn file_server(pod: &PodId, virtiofsd: &Path, dir: &Path, socket: OwnedFd) -> Vec<Property> {
-    // Descriptors passed to a service begin with 3 (sd_listen_fds(3)).
-    let argv: Vec<String> = [
+pub fn file_server(pod: &PodId, virtiofsd: &Path, served: Served<'_>, socket: OwnedFd) -> Vec<Property> {
+    let Served { dir, part, read_only } = served;
+    // Descriptors passed to a service begin with 3 (sd_listen_fds(3)). A bind mount of one from another mount namespace is
+    // refused by the kernel, so the server of a part changes its root to it instead.
+    let (place, sandbox) = match part {
+        Some(_) => ("/proc/self/fd/4".to_owned(), "chroot"),
+        None => (dir.display().to_string(), "namespace"),
+    };
+    let mut argv: Vec<String> = [
         virtiofsd.display().to_string(),
         "--fd=3".into(),
-        format!("--shared-dir={}", dir.display()),
-        "--sandbox=namespace".into(),
+        format!("--shared-dir={place}"),
+        format!("--sandbox={sandbox}"),
         "--cache=auto".into(),
         "--inode-file-handles=prefer".into(),
         "--xattr".into(),
@@ -193,6 +211,9 @@ pub fn file_server(pod: &PodId, virtiofsd: &Path, dir: &Path, socket: OwnedFd) -
         "--log-level=warn".into(),
     ]
     .to_vec();
+    if read_only {
+        argv.push("--readonly".into());
+    }
     let caps = CAP_CHOWN
         | CAP_DAC_OVERRIDE
         | CAP_DAC_READ_SEARCH
@@ -201,7 +222,7 @@ pub fn file_server(pod: &PodId, virtiofsd: &Path, dir: &Path, socket: OwnedFd) -
         | CAP_SETGID
         | CAP_SETUID
         | CAP_SETPCAP
-        | CAP_SYS_ADMIN
+        | if part.is_some() { CAP_SYS_CHROOT } else { CAP_SYS_ADMIN }
         | CAP_MKNOD
         | CAP_SETFCAP;
     let mut properties = common(format!("files for pod {}", pod.short()), "kraud-pods.slice");
@@ -218,7 +239,9 @@ pub fn file_server(pod: &PodId, virtiofsd: &Path, dir: &Path, socket: OwnedFd) -
         ("LimitMEMLOCK", Variant::from(INFINITY)),
         ("TimeoutStopUSec", Variant::from(5_000_000u64)),
     ]);
-    properties.push(("ExtraFileDescriptors", Variant::from(vec![(Fd::Owned(socket), "vhost".to_owned())])));
+    let part = part.map(|fd| (Fd::Owned(fd), "part".to_owned()));
+    let files: Vec<(Fd, String)> = [(Fd::Owned(socket), "vhost".to_owned())].into_iter().chain(part).collect();
+    properties.push(("ExtraFileDescriptors", Variant::from(files)));
     properties
 }
 
@@ -265,10 +288,23 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_directory_is_served_by_descriptor_and_never_by_path() {
+        let pod = PodId::new("ab");
+        let (one, two) = std::os::unix::net::UnixStream::pair().unwrap();
+        let served = Served { dir: Path::new("/v"), part: Some(one.into()), read_only: true };
+        let properties = file_server(&pod, Path::new("/usr/libexec/virtiofsd"), served, two.into());
+        let exec =
+            properties.iter().find(|(n, _)| *n == "ExecStart").map(|(_, v)| format!("{v:?}")).unwrap_or_default();
+        assert!(exec.contains("--shared-dir=/proc/self/fd/4") && exec.contains("--sandbox=chroot"), "{exec}");
+        assert!(exec.contains("--readonly") && !exec.contains("=/v"), "{exec}");
+    }
+
+    #[test]
     fn properties_encode_as_the_types_that_systemd_reads() {
         let pod = PodId::new("ab");
         let (_, socket) = std::os::unix::net::UnixStream::pair().unwrap();
-        let properties = file_server(&pod, Path::new("/usr/libexec/virtiofsd"), Path::new("/v"), socket.into());
+        let served = Served { dir: Path::new("/v"), part: None, read_only: false };
+        let properties = file_server(&pod, Path::new("/usr/libexec/virtiofsd"), served, socket.into());
         let signature = |name: &str| {
             properties
                 .iter()

@@ -38,9 +38,15 @@ pub struct View {
 }
 
 fn volumes_of(pod: &Resource<Pod>) -> impl Iterator<Item = &VolumeName> {
-    pod.spec.containers.iter().flat_map(|c| &c.mounts).filter_map(|m| match m {
-        Mount::Volume { volume, .. } => Some(volume),
-        Mount::Tmpfs { .. } => None,
+    pod.spec.containers.iter().flat_map(|c| &c.mounts).filter_map(Mount::volume)
+}
+
+fn images_of(pod: &Resource<Pod>) -> impl Iterator<Item = &ImageId> {
+    pod.spec.containers.iter().flat_map(|c| {
+        c.mounts
+            .iter()
+            .filter_map(|m| if let Mount::Image { image, .. } = m { Some(image) } else { None })
+            .chain([&c.image])
     })
 }
 
@@ -58,12 +64,7 @@ impl World {
         let endpoints = pod.spec.endpoints.iter().filter_map(pick).collect();
         let volumes =
             volumes_of(&pod).filter_map(|v| Some((v.clone(), self.volumes.get(v.as_str())?.clone()))).collect();
-        let images = pod
-            .spec
-            .containers
-            .iter()
-            .filter_map(|c| Some((c.image.clone(), self.images.get(c.image.as_str())?.clone())))
-            .collect();
+        let images = images_of(&pod).filter_map(|i| Some((i.clone(), self.images.get(i.as_str())?.clone()))).collect();
         Some(View { pod, endpoints, volumes, images })
     }
 
@@ -87,7 +88,7 @@ impl World {
                 concerned.extend(self.pods_that(|p| p.spec.endpoints.iter().any(|e| e.as_str() == name)));
             }
             Some(Volume::NAME) => concerned.extend(self.pods_that(|p| volumes_of(p).any(|v| v.as_str() == name))),
-            _ => concerned.extend(self.pods_that(|p| p.spec.containers.iter().any(|c| c.image.as_str() == name))),
+            _ => concerned.extend(self.pods_that(|p| images_of(p).any(|i| i.as_str() == name))),
         }
         concerned
     }

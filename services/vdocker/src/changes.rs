@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// Made by the agent itself.
-const OURS: [&str; 7] = ["/.dockerenv", "/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+pub const OURS: [&str; 7] = ["/.dockerenv", "/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
 /// Deeper folders are not looked at.
 const MAX_DEPTH: u32 = 64;
 
@@ -61,7 +61,7 @@ fn walk(lower: &Path, upper: &Path, at: &str, all: &mut Vec<Change>, depth: u32)
 }
 
 /// A folder that was removed and made again hides what is below it.
-fn is_opaque(folder: &Path) -> bool {
+pub fn is_opaque(folder: &Path) -> bool {
     let mut value = [0u8; 4];
     matches!(lgetxattr(folder, "trusted.overlay.opaque", &mut value), Ok(1) if value[0] == b'y')
 }

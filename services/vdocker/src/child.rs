@@ -70,6 +70,8 @@ pub struct Plan {
     pub no_new_privileges: bool,
     /// A reaper is process 1, the program its child.
     pub init: bool,
+    /// Run no program: wait, and reap, until somebody says to end.
+    pub idle: bool,
     /// What is executed.
     pub program: Program,
     /// `program.args`, with the null at the end.
@@ -176,6 +178,9 @@ fn enter(plan: &Plan, pipe: RawFd) -> Result<(), u32> {
     identity(plan)?;
     if change_dir(&plan.program.cwd).is_err() && early.is_err() {
         return Err(at::CWD);
+    }
+    if plan.idle {
+        idle();
     }
     // SAFETY: takes no pointers; descriptors that were forgotten do not pass.
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
@@ -406,6 +411,24 @@ fn become_init() -> Result<(), u32> {
     // SAFETY: the name is a zero-terminated string of less than 16 bytes.
     unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_NAME, c"docker-init".as_ptr(), 0, 0, 0) };
     reap(child, all)
+}
+
+/// Process 1 of a container without a program of its own.
+fn idle() -> ! {
+    let all: u64 = u64::MAX;
+    // SAFETY: the kernel's signal set is 8 bytes, which live.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0, 8) };
+    // SAFETY: takes no pointers. Its end tells the agent that all went well; the streams are the agent's, and are let go.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    loop {
+        // SAFETY: the set lives; neither information nor a timeout is asked for.
+        let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, 0, 0, 8) };
+        if signal == libc::c_long::from(libc::SIGTERM) || signal == libc::c_long::from(libc::SIGINT) {
+            exit(0);
+        }
+        // SAFETY: neither status nor resource usage is asked for.
+        while unsafe { libc::syscall(libc::SYS_wait4, -1, 0, libc::WNOHANG, 0) } > 0 {}
+    }
 }
 
 fn reap(child: libc::c_long, all: u64) -> ! {

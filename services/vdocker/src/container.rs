@@ -137,6 +137,7 @@ impl Container {
         let procs = self.cgroup.as_ref().and_then(|c| c.procs().ok());
         plan.cgroup = procs.as_ref().map(AsRawFd::as_raw_fd);
         plan.init = spec.init;
+        plan.idle = spec.args.first().is_some_and(|a| a == zone::guest::IDLE_PROGRAM);
         let started = process::start(&plan)?;
         self.keep_streams(&stdio).map_err(|e| other(format!("keep the standard streams: {e}")))?;
         self.note_start(started.pid);

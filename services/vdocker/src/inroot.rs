@@ -40,6 +40,13 @@ impl InRoot {
         self.resolve(path, OFlags::PATH)
     }
 
+    /// A handle of `path`; no link is followed anywhere in it.
+    pub fn beneath(&self, path: &Path) -> io::Result<OwnedFd> {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        Ok(openat2(&self.0, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+
     /// What `path` is, links followed.
     pub fn stat(&self, path: &Path) -> io::Result<Stat> {
         Ok(rustix::fs::fstat(self.handle(path)?)?)

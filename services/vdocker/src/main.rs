@@ -36,6 +36,7 @@ mod power;
 mod process;
 mod program;
 mod pump;
+mod relay;
 mod rootfs;
 mod signals;
 mod stats;

@@ -216,6 +216,7 @@ pub fn plan(steps: Vec<Step>, program: Program, settings: &Settings, stdio: &Std
         caps: settings.caps,
         no_new_privileges: settings.no_new_privileges,
         init: false,
+        idle: false,
         program,
         argv,
         envp,

@@ -8,6 +8,7 @@ use rustix::fs::FileType;
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
+use zone::guest::IDLE_PROGRAM;
 use zone::pod::{StartError, StartErrorKind};
 
 /// PATH when the environment has none; Docker's.
@@ -51,6 +52,10 @@ impl Program {
             return Err(other(format!("the working directory {cwd:?} is invalid, it needs to be an absolute path")));
         }
         let name = args.first().ok_or_else(|| other("no command specified"))?;
+        if name == IDLE_PROGRAM {
+            let none = Vec::new();
+            return Ok(Self { path: c_string(name)?, args: none.clone(), env: none, cwd: c_string("/")? });
+        }
         let path = find(root, name, value(&env, "PATH").unwrap_or(DEFAULT_PATH), cwd)?;
         let strings = |list: &[String]| list.iter().map(|s| c_string(s)).collect::<Result<Vec<_>, _>>();
         Ok(Self { path: c_string(&path)?, args: strings(args)?, env: strings(&env)?, cwd: c_string(cwd)? })

@@ -32,6 +32,8 @@ pub struct Rootfs {
     pub lower: PathBuf,
     /// What the container changed.
     pub upper: PathBuf,
+    /// Sockets of the zone's Docker API in it.
+    pub docker_sockets: Vec<OwnedFd>,
     writable: PathBuf,
 }
 
@@ -68,7 +70,7 @@ impl Rootfs {
         index: usize,
     ) -> Result<Self, RootfsError> {
         let base = platform.base().join(format!("c{index}"));
-        let rootfs = mount_layers(platform, container, &base)?;
+        let mut rootfs = mount_layers(platform, container, &base)?;
         for directory in ["/proc", "/sys", "/dev"] {
             rootfs.root.make_dir_all(Path::new(directory), 0o755).tried(|| format!("make {directory}"))?;
         }
@@ -76,7 +78,7 @@ impl Rootfs {
         if !spec.files_only {
             write_files(&rootfs, spec, &base).tried(|| "write /etc/hosts, /etc/hostname, /etc/resolv.conf".into())?;
         }
-        volumes::mount_all(platform, &rootfs, container, &base)?;
+        rootfs.docker_sockets = volumes::mount_all(platform, &rootfs, container, &base)?;
         if container.readonly_rootfs {
             let flags = MountFlags::BIND | MountFlags::RDONLY;
             rustix::mount::mount_remount(&rootfs.path, flags, c"")
@@ -128,7 +130,7 @@ fn mount_layers(platform: &Platform, container: &GuestContainer, base: &Path) ->
     mount("overlay", &path, "overlay", MountFlags::empty(), Some(options.as_c_str()))
         .tried(|| "mount the layers as one".into())?;
     let root = InRoot::open(&path).tried(|| format!("open {}", path.display()))?;
-    Ok(Rootfs { path, root, lower, upper, writable })
+    Ok(Rootfs { path, root, lower, upper, docker_sockets: Vec::new(), writable })
 }
 
 fn mount_at(fd: &OwnedFd, source: &str, kind: &str, flags: MountFlags, data: &str) -> io::Result<()> {

@@ -1,18 +1,18 @@
 //! What is mounted into a container: shares, disks, memory; and the image's files copied into an empty volume.
 
-use crate::inroot::proc_path;
+use crate::inroot::{InRoot, proc_path};
 use crate::platform::Platform;
 use crate::rootfs::{Rootfs, RootfsError, Tried};
 use rustix::fs::{
     CWD, FileType, Mode, Timestamps, XattrFlags, chmodat, lgetxattr, llistxattr, lsetxattr, mknodat, readlinkat,
     symlinkat, utimensat,
 };
-use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move, mount_remount, unmount};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 use zone::guest::{GuestContainer, GuestMount};
@@ -20,7 +20,7 @@ use zone::guest::{GuestContainer, GuestMount};
 /// Deeper trees are not copied: no image has them, and the stack is small.
 const MAX_DEPTH: u32 = 64;
 
-/// Mounts everything in the order given.
+/// Mounts everything in the order given; the sockets that were made, which listen.
 ///
 /// # Errors
 /// When a source cannot be mounted or a target cannot be made.
@@ -29,15 +29,29 @@ pub fn mount_all(
     rootfs: &Rootfs,
     container: &GuestContainer,
     base: &Path,
-) -> Result<(), RootfsError> {
+) -> Result<Vec<OwnedFd>, RootfsError> {
+    let mut relay = Vec::new();
     for (index, wanted) in container.mounts.iter().enumerate() {
         match wanted {
-            GuestMount::Share { tag, target, read_only, copy_up } => {
+            GuestMount::Share { tag, target, read_only, copy_up, subpath } => {
                 let place = staging(base, index)?;
                 platform.mount_share(tag, &place).tried(|| format!("mount the share {tag} for {target}"))?;
+                let place = part_of(&place, subpath)?;
                 move_into(rootfs, &place, target, *read_only, *copy_up)?;
             }
-            GuestMount::Block { disk, target, read_only, copy_up } => {
+            GuestMount::Image { disk, target, subpath } => {
+                let place = staging(base, index)?;
+                platform.mount_image(*disk, &place).tried(|| format!("mount an image's disk for {target}"))?;
+                let place = part_of(&place, subpath)?;
+                move_into(rootfs, &place, target, true, false)?;
+            }
+            GuestMount::DockerSocket { target } => {
+                let place = base.join(format!("docker{index}.sock"));
+                let listener = crate::relay::listen(&place).tried(|| format!("make a socket for {target}"))?;
+                put_file(rootfs, &place, target)?;
+                relay.push(listener);
+            }
+            GuestMount::Block { disk, target, read_only, copy_up, subpath } => {
                 let place = staging(base, index)?;
                 let what = || {
                     format!(
@@ -46,12 +60,43 @@ pub fn mount_all(
                     )
                 };
                 platform.mount_disk(*disk, &place).tried(what)?;
+                let place = part_of(&place, subpath)?;
                 move_into(rootfs, &place, target, *read_only, *copy_up)?;
             }
             GuestMount::Tmpfs { target, size, mode, options } => mount_tmpfs(rootfs, target, *size, *mode, options)?,
         }
     }
-    Ok(())
+    Ok(relay)
+}
+
+/// The folder or file `subpath` of what is mounted at `place`, in a place of its own; `place` itself when it is empty. Links
+/// in it are not followed: another pod may have made them.
+fn part_of(place: &Path, subpath: &str) -> Result<PathBuf, RootfsError> {
+    if subpath.is_empty() {
+        return Ok(place.to_owned());
+    }
+    let what = || format!("cannot access path {subpath} of the volume");
+    let root = InRoot::open(place).tried(what)?;
+    let part = root.beneath(Path::new(subpath)).tried(what)?;
+    let own = place.with_extension("part");
+    let is_dir = fs::metadata(proc_path(part.as_fd())).tried(what)?.is_dir();
+    match is_dir {
+        true => fs::create_dir(&own),
+        false => fs::write(&own, ""),
+    }
+    .tried(what)?;
+    mount_bind(proc_path(part.as_fd()), &own).tried(what)?;
+    // What is mounted stays with the part; nothing else of it can be reached.
+    drop((root, part));
+    unmount(place, UnmountFlags::DETACH).tried(what)?;
+    Ok(own)
+}
+
+/// Mounts a single file that lies at `place`.
+fn put_file(rootfs: &Rootfs, place: &Path, target: &str) -> Result<(), RootfsError> {
+    let what = || format!("mount {target}");
+    let file = rootfs.root.make_file(Path::new(target)).tried(what)?;
+    mount_bind(place, proc_path(file.as_fd())).tried(what)
 }
 
 fn staging(base: &Path, index: usize) -> Result<PathBuf, RootfsError> {
@@ -61,6 +106,13 @@ fn staging(base: &Path, index: usize) -> Result<PathBuf, RootfsError> {
 }
 
 fn move_into(rootfs: &Rootfs, place: &Path, target: &str, read_only: bool, copy_up: bool) -> Result<(), RootfsError> {
+    if fs::metadata(place).is_ok_and(|m| m.is_file()) {
+        if read_only {
+            mount_remount(place, MountFlags::BIND | MountFlags::RDONLY, c"")
+                .tried(|| format!("make the file at {target} read-only"))?;
+        }
+        return put_file(rootfs, place, target);
+    }
     let directory =
         rootfs.root.make_dir_all(Path::new(target), 0o755).tried(|| format!("make the mount point {target}"))?;
     if copy_up && is_empty(place) {

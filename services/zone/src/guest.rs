@@ -9,6 +9,10 @@ use std::net::Ipv4Addr;
 /// The file's path in the initramfs.
 pub const SPEC_FILE: &str = "/spec.json";
 
+/// A program that every container has though no file system does: the agent's own, which waits and reaps until it is told
+/// to end. Containers whose work is all done by exec are started with it.
+pub const IDLE_PROGRAM: &str = "/dev/kraud-idle";
+
 /// One boot of a pod.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct GuestSpec {
@@ -170,6 +174,9 @@ pub enum GuestMount {
         read_only: bool,
         /// Copy what the image has at `target` into it when it is empty.
         copy_up: bool,
+        /// The part of it that is mounted, a folder or a file, reached without following links; empty means all.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        subpath: String,
     },
     /// A block device with ext4; `storage` has formatted it.
     Block {
@@ -181,6 +188,24 @@ pub enum GuestMount {
         read_only: bool,
         /// Copy what the image has at `target` into it when it is empty.
         copy_up: bool,
+        /// The part of it that is mounted, a folder or a file, reached without following links; empty means all.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        subpath: String,
+    },
+    /// Another image's disk (EROFS), not writable.
+    Image {
+        /// Its place in the bundle's list of disks.
+        disk: usize,
+        /// Where in the container; made when absent.
+        target: String,
+        /// The part of it that is mounted; empty means all.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        subpath: String,
+    },
+    /// A listening unix socket; what connects to it is handed to whoever asks the agent for it (`POST /v1/docker`).
+    DockerSocket {
+        /// Where in the container; made when absent.
+        target: String,
     },
     /// Memory.
     Tmpfs {

@@ -232,6 +232,38 @@ pub enum Mount {
         /// Made for this container without a name: removed with it.
         #[serde(default)]
         anonymous: bool,
+        /// The part of it that is mounted; empty means all. It must be there when the pod starts.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        subpath: String,
+    },
+    /// A path in a project's file area.
+    Bind {
+        /// The volume that is the area.
+        area: VolumeName,
+        /// The path in it, as the user wrote it: absolute, a folder or a file.
+        source: String,
+        /// Where in the container.
+        target: String,
+        /// Not writable.
+        read_only: bool,
+        /// A folder is made when nothing is there.
+        #[serde(default)]
+        create: bool,
+    },
+    /// An image's files, not writable.
+    Image {
+        /// Which one.
+        image: ImageId,
+        /// Where in the container.
+        target: String,
+        /// The part of it that is mounted; empty means all.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        subpath: String,
+    },
+    /// A socket that answers with the zone's Docker API, restricted to the container's project.
+    DockerSocket {
+        /// Where in the container.
+        target: String,
     },
     /// Memory.
     Tmpfs {
@@ -252,7 +284,20 @@ impl Mount {
     #[must_use]
     pub fn target(&self) -> &str {
         match self {
-            Self::Volume { target, .. } | Self::Tmpfs { target, .. } => target,
+            Self::Volume { target, .. }
+            | Self::Bind { target, .. }
+            | Self::Image { target, .. }
+            | Self::DockerSocket { target }
+            | Self::Tmpfs { target, .. } => target,
+        }
+    }
+
+    /// The volume that it needs: the one mounted, or the file area.
+    #[must_use]
+    pub fn volume(&self) -> Option<&VolumeName> {
+        match self {
+            Self::Volume { volume, .. } | Self::Bind { area: volume, .. } => Some(volume),
+            Self::Image { .. } | Self::DockerSocket { .. } | Self::Tmpfs { .. } => None,
         }
     }
 }

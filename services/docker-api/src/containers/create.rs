@@ -9,12 +9,13 @@ use crate::errors::{Failure, Result};
 use crate::filters::Params;
 use crate::state::World;
 use crate::version::ApiVersion;
-use crate::{App, images, names, networks};
+use crate::{App, images, names, networks, project};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Arc;
 use zone::client::Operation;
 use zone::endpoint::{Endpoint, EndpointSpec};
@@ -37,9 +38,12 @@ pub async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response> {
-    let raw: Value = crate::body::json(&headers, &body)?
+    let mut raw: Value = crate::body::json(&headers, &body)?
         .ok_or_else(|| Failure::invalid("invalid JSON: got EOF while reading request body"))?;
     only_one_network(version, &raw)?;
+    if let Some(project) = app.scope.project() {
+        label(&mut raw, project)?;
+    }
     let request: Create =
         serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let wanted_name = params.get("name").map(names::container_name).transpose()?;
@@ -52,6 +56,7 @@ pub async fn create(
     let image = images::find_or_refresh(&app, reference).await?;
     checks::platform(params.get("platform"), reference, &image)?;
     let merged = merge::merge(&image.status.config["config"], &request)?;
+    let project = project::of_map(&merged.labels);
     for attempt in 0..ATTEMPTS {
         let world = app.store.world();
         let name = match wanted_name {
@@ -72,10 +77,14 @@ pub async fn create(
             merged: &merged,
             image: ImageId::new(&image.meta.name),
             name,
+            volumes: &app.config.volumes,
+            project: &project,
+            restricted: app.scope.project().is_some(),
         };
-        let (id, operations) = draft.write().map_err(only_images_are_missing)?;
+        let Written { id, operations, warnings: more } = draft.write().map_err(only_images_are_missing)?;
         match app.store.transact(operations).await {
             Ok(()) => {
+                warnings.extend(more);
                 return Ok((StatusCode::CREATED, axum::Json(json!({ "Id": id, "Warnings": warnings }))).into_response());
             }
             // A name or volume appeared meanwhile: look again.
@@ -84,6 +93,18 @@ pub async fn create(
         }
     }
     Err(Failure::conflict("too many containers and volumes are being created at once; try again"))
+}
+
+/// What a restricted client makes belongs to its project, whatever it says.
+fn label(raw: &mut Value, project: &str) -> Result<()> {
+    let Some(request) = raw.as_object_mut() else { return Err(Failure::invalid("invalid JSON: an object is wanted")) };
+    let labels = request.entry("Labels").or_insert_with(|| json!({}));
+    if labels.is_null() {
+        *labels = json!({});
+    }
+    let labels = labels.as_object_mut().ok_or_else(|| Failure::invalid("invalid JSON: Labels is not an object"))?;
+    labels.insert(project::LABEL.into(), json!(project));
+    Ok(())
 }
 
 /// Before 1.44 the other networks had to be connected after a container's creation.
@@ -124,13 +145,25 @@ struct Draft<'a> {
     merged: &'a Merged,
     image: ImageId,
     name: String,
+    volumes: &'a Path,
+    project: &'a str,
+    restricted: bool,
+}
+
+/// A container ready to be written.
+struct Written {
+    id: ContainerId,
+    operations: Vec<Operation>,
+    warnings: Vec<String>,
 }
 
 impl Draft<'_> {
-    fn write(&self) -> Result<(ContainerId, Vec<Operation>)> {
+    fn write(&self) -> Result<Written> {
         let id = ContainerId::new(names::new_id()?);
         let pod = PodId::new(id.as_str());
-        let plan = mounts::plan(self.world, self.request, &self.merged.volumes)?;
+        let Self { world, volumes, project, restricted, .. } = *self;
+        let place = mounts::Place { world, volumes, project, restricted };
+        let plan = mounts::plan(place, self.request, &self.merged.volumes)?;
         let endpoints = self.endpoints(&id, &pod)?;
         let hostname = match self.request.hostname.as_deref() {
             Some(name) if !name.is_empty() => name.to_owned(),
@@ -165,7 +198,7 @@ impl Draft<'_> {
         for (endpoint, spec) in &endpoints {
             operations.push(Operation::create::<Endpoint>(endpoint.as_str(), spec, None)?);
         }
-        Ok((id, operations))
+        Ok(Written { id, operations, warnings: plan.warnings })
     }
 
     fn container(&self, id: &ContainerId, mounts: Vec<zone::pod::Mount>, hostname: &str) -> Result<ContainerSpec> {

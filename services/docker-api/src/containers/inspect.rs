@@ -146,6 +146,16 @@ pub fn mounts(world: &World, container: &Container) -> Value {
             "RW": !read_only,
             "Propagation": "",
         }),
+        Mount::Bind { source, target, read_only, .. } => json!({
+            "Type": "bind", "Source": source, "Destination": target, "Mode": "", "RW": !read_only, "Propagation": "rprivate",
+        }),
+        Mount::DockerSocket { target } => json!({
+            "Type": "bind", "Source": "/var/run/docker.sock", "Destination": target, "Mode": "", "RW": true,
+            "Propagation": "rprivate",
+        }),
+        Mount::Image { image, target, .. } => json!({
+            "Type": "image", "Name": image, "Source": "", "Destination": target, "Mode": "", "RW": false, "Propagation": "",
+        }),
         Mount::Tmpfs { target, .. } => json!({
             "Type": "tmpfs", "Source": "", "Destination": target, "Mode": "", "RW": true, "Propagation": "",
         }),

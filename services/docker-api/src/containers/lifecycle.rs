@@ -185,7 +185,7 @@ fn block(world: &World, container: &Container, since: u64) -> Option<(Failure, b
         }
     }
     for mount in &container.spec().mounts {
-        let zone::pod::Mount::Volume { volume, .. } = mount else { continue };
+        let Some(volume) = mount.volume() else { continue };
         let Some(found) = world.volumes.get(volume.as_str()) else { continue };
         if let Some(error) = found.status.error.as_ref().filter(|_| !found.status.ready) {
             return Some((

@@ -136,9 +136,7 @@ fn matches(world: &World, container: &Container, filters: &Filters) -> bool {
             inspect::endpoints(world, container).any(|(name, e)| name == n || e.spec.network.as_str().starts_with(n))
         })
         && filters.any("volume", |v| {
-            spec.mounts.iter().any(|m| {
-                m.target() == v || matches!(m, zone::pod::Mount::Volume { volume, .. } if volume.as_str() == v)
-            })
+            spec.mounts.iter().any(|m| m.target() == v || m.volume().is_some_and(|volume| volume.as_str() == v))
         })
         && filters.any("expose", |p| port(p, &spec.docker["ExposedPorts"]))
         && filters.any("publish", |p| port(p, &spec.docker["HostConfig"]["PortBindings"]))

@@ -62,6 +62,8 @@ pub fn merge(image: &Value, request: &Create) -> Result<Merged> {
         .as_object()
         .into_iter()
         .flatten()
+        // What concerns the zone is for who makes the container to say, not for an image.
+        .filter(|(k, _)| !k.starts_with("kr."))
         .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
         .collect();
     labels.extend(request.labels.clone().unwrap_or_default());

@@ -11,10 +11,12 @@ mod lifecycle;
 mod list;
 mod logs;
 mod merge;
+mod mount_entry;
 pub mod mounts;
 mod remove;
 pub mod request;
 mod stats;
+mod tmpfs;
 mod update;
 mod wait;
 

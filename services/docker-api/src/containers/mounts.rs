@@ -1,14 +1,38 @@
-//! What is mounted into a container, from the four places where a request can say it: `Binds`, `Mounts`, `Tmpfs` and
-//! `Volumes` (with the image's), and `VolumesFrom`.
+//! What is mounted into a container, from the places where a request can say it: `Binds`, `Mounts`, `Tmpfs`, `Volumes`
+//! (with the image's) and `VolumesFrom`.
+//!
+//! ```text
+//! -v NAME:/x            a volume, made when missing        -v /x            an anonymous volume
+//! -v /path:/x           a path in the project's file area, made when missing
+//! -v …/docker.sock:/x   the Docker API, restricted to the project
+//! --mount type=…        `mount_entry`
+//! ```
 
-use super::request::{Create, HostConfig, MountRequest};
+use super::mount_entry;
+use super::request::{Create, HostConfig};
+use super::tmpfs;
+use crate::area::{self, Found};
 use crate::errors::{Failure, Result};
-use crate::names;
 use crate::state::World;
+use crate::{names, project};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use zone::VolumeName;
 use zone::pod::Mount;
 use zone::volume::VolumeSpec;
+
+/// Where mounts are planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The zone.
+    pub world: &'a World,
+    /// Where volumes are mounted on the host.
+    pub volumes: &'a Path,
+    /// The container's project.
+    pub project: &'a str,
+    /// The client may use this project only, so that what is made has to carry its label.
+    pub restricted: bool,
+}
 
 /// Mounts, and the volumes that have to be made for them.
 #[derive(Clone, Debug, Default)]
@@ -17,33 +41,37 @@ pub struct Plan {
     pub mounts: Vec<Mount>,
     /// Volumes that are not there yet.
     pub create: BTreeMap<String, VolumeSpec>,
+    /// What the client should know.
+    pub warnings: Vec<String>,
+    /// Targets that came from other containers: anything else at the same place goes before them.
+    inherited: BTreeSet<String>,
 }
 
 /// Reads all mounts of a request; `declared` are the volumes that image and request declare without a name.
 ///
 /// # Errors
 /// 400 for what cannot be mounted.
-pub fn plan(world: &World, request: &Create, declared: &BTreeSet<String>) -> Result<Plan> {
+pub fn plan(place: Place<'_>, request: &Create, declared: &BTreeSet<String>) -> Result<Plan> {
     let empty = HostConfig::default();
     let host = request.host_config.as_ref().unwrap_or(&empty);
     let driver = host.volume_driver.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| "local".into());
     let mut plan = Plan::default();
     for from in host.volumes_from.iter().flatten() {
-        plan.volumes_from(world, from)?;
+        plan.volumes_from(place.world, from)?;
     }
     for bind in host.binds.iter().flatten() {
-        plan.bind(world, bind, &driver)?;
+        plan.bind(place, bind, &driver)?;
     }
     for mount in host.mounts.iter().flatten() {
-        plan.mount(world, mount)?;
+        mount_entry::add(&mut plan, place, mount)?;
     }
     for (target, options) in host.tmpfs.iter().flatten() {
-        plan.add(tmpfs(target, options)?)?;
+        plan.add(tmpfs::mount(target, options)?)?;
     }
     for target in declared {
         let target = absolute(target)?;
         if plan.mounts.iter().all(|m| m.target() != target) {
-            let mount = plan.anonymous(target, false, false, &driver)?;
+            let mount = plan.anonymous(place, target, false, false, &driver)?;
             plan.add(mount)?;
         }
     }
@@ -53,9 +81,17 @@ pub fn plan(world: &World, request: &Create, declared: &BTreeSet<String>) -> Res
 }
 
 impl Plan {
-    fn add(&mut self, mount: Mount) -> Result<()> {
-        if self.mounts.iter().any(|m| m.target() == mount.target()) {
-            return Err(Failure::invalid(format!("Duplicate mount point: {}", mount.target())));
+    /// Takes a mount in.
+    ///
+    /// # Errors
+    /// 400 when something else is mounted there.
+    pub fn add(&mut self, mount: Mount) -> Result<()> {
+        let target = mount.target().to_owned();
+        if self.inherited.remove(&target) {
+            self.mounts.retain(|m| m.target() != target);
+        }
+        if self.mounts.iter().any(|m| m.target() == target) {
+            return Err(Failure::invalid(format!("Duplicate mount point: {target}")));
         }
         self.mounts.push(mount);
         Ok(())
@@ -63,152 +99,177 @@ impl Plan {
 
     fn volumes_from(&mut self, world: &World, from: &str) -> Result<()> {
         let (key, mode) = from.split_once(':').unwrap_or((from, "rw"));
+        let mut only_read = false;
+        for mode in mode.split(',') {
+            match mode {
+                "ro" => only_read = true,
+                "rw" | "z" | "Z" => {}
+                other => return Err(Failure::invalid(format!("invalid mode for volumes-from: {other}"))),
+            }
+        }
         let other = world.container(key)?;
         for mount in &other.spec().mounts {
-            let Mount::Volume { volume, target, read_only, .. } = mount else { continue };
-            self.add(Mount::Volume {
-                volume: volume.clone(),
-                target: target.clone(),
-                read_only: *read_only || mode == "ro",
-                no_copy: true,
-                anonymous: false,
-            })?;
+            let mut mount = mount.clone();
+            match &mut mount {
+                Mount::Volume { read_only, no_copy, anonymous, .. } => {
+                    *read_only |= only_read;
+                    *no_copy = true;
+                    *anonymous = false;
+                }
+                Mount::Bind { read_only, .. } => *read_only |= only_read,
+                Mount::Image { .. } | Mount::DockerSocket { .. } => {}
+                Mount::Tmpfs { .. } => continue,
+            }
+            let target = mount.target().to_owned();
+            // The last container that is named counts.
+            self.mounts.retain(|m| m.target() != target);
+            self.inherited.insert(target);
+            self.mounts.push(mount);
         }
         Ok(())
     }
 
-    /// `NAME:/TARGET[:OPTIONS]` or, without a name, `/TARGET`.
-    fn bind(&mut self, world: &World, bind: &str, driver: &str) -> Result<()> {
+    /// `SOURCE:/TARGET[:OPTIONS]` or, for an anonymous volume, `/TARGET`.
+    fn bind(&mut self, place: Place<'_>, bind: &str, driver: &str) -> Result<()> {
         let wrong = || Failure::invalid(format!("invalid volume specification: '{bind}'"));
         let parts: Vec<&str> = bind.split(':').collect();
         let (source, target, options) = match parts[..] {
             [target] => ("", target, ""),
-            [source, target] => (source, target, ""),
-            [source, target, options] => (source, target, options),
+            [source, target] if !source.is_empty() => (source, target, ""),
+            [source, target, options] if !source.is_empty() => (source, target, options),
             _ => return Err(wrong()),
         };
-        let (mut read_only, mut no_copy) = (false, false);
-        for option in options.split(',').filter(|o| !o.is_empty()) {
-            match option {
-                "ro" => read_only = true,
-                "nocopy" => no_copy = true,
-                // Means nothing for a volume of a microVM.
-                "rw" | "z" | "Z" | "copy" | "cached" | "delegated" | "consistent" | "private" | "rprivate"
-                | "shared" | "rshared" | "slave" | "rslave" => {}
-                _ => return Err(Failure::invalid(format!("invalid mode: {option} in volume specification '{bind}'"))),
-            }
-        }
-        let target = absolute(target).map_err(|_| wrong())?;
-        if source.starts_with(['/', '.', '~']) {
-            return Err(no_host_path(source));
+        let (read_only, no_copy) = mode(options)
+            .map_err(|option| Failure::invalid(format!("invalid mode: {option} in volume specification '{bind}'")))?;
+        let target = absolute(target).map_err(|failure| match target {
+            "/" => Failure::invalid(format!("invalid volume specification: '{bind}': {}", failure.message)),
+            _ => wrong(),
+        })?;
+        if source.starts_with('/') {
+            return self.host_path(place, source, target, read_only, true);
         }
         let mount = if source.is_empty() {
-            self.anonymous(target, read_only, no_copy, driver)?
+            self.anonymous(place, target, read_only, no_copy, driver)?
         } else {
-            self.named(
-                world,
-                source,
-                VolumeSpec { driver: driver.into(), ..VolumeSpec::default() },
-                target,
-                read_only,
-                no_copy,
-            )?
+            let spec = VolumeSpec { driver: driver.into(), ..VolumeSpec::default() };
+            self.named(place, source, spec, target, read_only, no_copy)?
         };
         self.add(mount)
     }
 
-    fn mount(&mut self, world: &World, mount: &MountRequest) -> Result<()> {
-        let wrong = |what: &str| Failure::invalid(format!("invalid mount config for type \"{}\": {what}", mount.kind));
-        let target = absolute(&mount.target).map_err(|f| wrong(&f.message))?;
-        let read_only = mount.read_only.unwrap_or_default();
-        let made = match mount.kind.as_str() {
-            "volume" | "" => {
-                let options = mount.volume_options.clone().unwrap_or_default();
-                if options.subpath.is_some_and(|s| !s.is_empty()) {
-                    return Err(wrong("a part of a volume (volume-subpath) cannot be mounted yet"));
-                }
-                let config = options.driver_config.unwrap_or_default();
-                let driver = config.name.filter(|n| !n.is_empty()).unwrap_or_else(|| "local".into());
-                let no_copy = options.no_copy.unwrap_or_default();
-                match mount.source.as_deref().unwrap_or_default() {
-                    "" => self.anonymous(target, read_only, no_copy, &driver)?,
-                    name => {
-                        let spec = VolumeSpec {
-                            driver,
-                            options: config.options.unwrap_or_default(),
-                            labels: options.labels.unwrap_or_default(),
-                            anonymous: false,
-                        };
-                        self.named(world, name, spec, target, read_only, no_copy)?
-                    }
-                }
+    /// A path that on Docker Engine would be one of the host's.
+    ///
+    /// # Errors
+    /// 400 when it is missing and is not to be made.
+    pub fn host_path(
+        &mut self,
+        place: Place<'_>,
+        source: &str,
+        target: String,
+        read_only: bool,
+        create: bool,
+    ) -> Result<()> {
+        let source = clean(source);
+        if area::is_docker_socket(&source) {
+            return self.add(Mount::DockerSocket { target });
+        }
+        if area::is_the_guests_own(&source, &target) {
+            self.warnings.push(format!("{source} is the microVM's own, not the host's: the mount is left out"));
+            return Ok(());
+        }
+        project::check(place.project)?;
+        let volume = project::area(place.project);
+        if area::look(place.volumes, &volume, &source) == Found::Nothing {
+            let hint = format!(
+                "bind sources are paths in the project's file area, the volume \"{volume}\"; what is on the docker client's \
+                 machine cannot be mounted, copy it there: docker cp SOURCE CONTAINER:/files{source} into a container with -v {volume}:/files"
+            );
+            if area::is_a_hosts_setting(&source, &target) {
+                self.warnings.push(format!("{source} is not in the project's file area: the mount is left out"));
+                return Ok(());
             }
-            "tmpfs" => {
-                let options = mount.tmpfs_options.clone().unwrap_or_default();
-                Mount::Tmpfs {
-                    target,
-                    size: options.size_bytes.and_then(|s| u64::try_from(s).ok()).unwrap_or_default(),
-                    mode: options.mode.unwrap_or_default(),
-                    options: if read_only { "ro".into() } else { String::new() },
-                }
-            }
-            "bind" => return Err(no_host_path(mount.source.as_deref().unwrap_or_default())),
-            other => {
+            if !create {
                 return Err(Failure::invalid(format!(
-                    "mounts of type \"{other}\" are not supported yet; use \"volume\" or \"tmpfs\""
+                    "invalid mount config for type \"bind\": bind source path does not exist: {source} ({hint})"
                 )));
             }
-        };
-        self.add(made)
+            self.warnings.push(format!("{source} was not there and is made as an empty folder: {hint}"));
+        }
+        if !place.world.volumes.contains_key(&volume) {
+            let labels = BTreeMap::from([(project::LABEL.to_owned(), place.project.to_owned())]);
+            self.create.insert(volume.clone(), VolumeSpec { driver: "local".into(), labels, ..VolumeSpec::default() });
+        }
+        self.add(Mount::Bind { area: VolumeName::new(volume), source, target, read_only, create })
     }
 
-    fn named(
+    /// A named volume, made when it is missing.
+    ///
+    /// # Errors
+    /// 400 when the name is none, 403 when it is another project's file area, 404 when there is no such driver.
+    pub fn named(
         &mut self,
-        world: &World,
+        place: Place<'_>,
         name: &str,
-        spec: VolumeSpec,
+        mut spec: VolumeSpec,
         target: String,
         read_only: bool,
         no_copy: bool,
     ) -> Result<Mount> {
         let name = names::volume_name(name)?;
-        if !world.volumes.contains_key(name) && !self.create.contains_key(name) {
+        let foreign = project::of_area(name).is_some_and(|owner| owner != place.project);
+        if place.restricted && foreign {
+            return Err(Failure::forbidden(format!("volume {name} is the file area of another project")));
+        }
+        if !place.world.volumes.contains_key(name) && !self.create.contains_key(name) {
             crate::volumes::check_driver(&spec.driver)?;
+            if place.restricted {
+                spec.labels.insert(project::LABEL.into(), place.project.into());
+            }
             self.create.insert(name.to_owned(), spec);
         }
-        Ok(Mount::Volume { volume: VolumeName::new(name), target, read_only, no_copy, anonymous: false })
+        let volume = VolumeName::new(name);
+        Ok(Mount::Volume { volume, target, read_only, no_copy, anonymous: false, subpath: String::new() })
     }
 
-    fn anonymous(&mut self, target: String, read_only: bool, no_copy: bool, driver: &str) -> Result<Mount> {
+    /// A volume for this container alone.
+    ///
+    /// # Errors
+    /// 404 when there is no such driver.
+    pub fn anonymous(
+        &mut self,
+        place: Place<'_>,
+        target: String,
+        read_only: bool,
+        no_copy: bool,
+        driver: &str,
+    ) -> Result<Mount> {
         crate::volumes::check_driver(driver)?;
         let name = names::new_id()?;
-        let labels = BTreeMap::from([("com.docker.volume.anonymous".to_owned(), String::new())]);
-        self.create.insert(
-            name.clone(),
-            VolumeSpec { driver: driver.into(), labels, anonymous: true, ..VolumeSpec::default() },
-        );
-        Ok(Mount::Volume { volume: VolumeName::new(name), target, read_only, no_copy, anonymous: true })
+        let mut labels = BTreeMap::from([("com.docker.volume.anonymous".to_owned(), String::new())]);
+        if place.restricted {
+            labels.insert(project::LABEL.into(), place.project.into());
+        }
+        let spec = VolumeSpec { driver: driver.into(), labels, anonymous: true, ..VolumeSpec::default() };
+        self.create.insert(name.clone(), spec);
+        let volume = VolumeName::new(name);
+        Ok(Mount::Volume { volume, target, read_only, no_copy, anonymous: true, subpath: String::new() })
     }
 }
 
-fn no_host_path(source: &str) -> Failure {
-    Failure::invalid(format!(
-        "cannot mount the host path \"{source}\": containers are microVMs and bind mounts of host paths are not supported yet; use a named volume"
-    ))
-}
-
-/// `--tmpfs /target:size=64m,mode=1777,noexec`
-fn tmpfs(target: &str, text: &str) -> Result<Mount> {
-    let (mut size, mut mode, mut rest) = (0, 0, Vec::new());
-    for option in text.split(',').filter(|o| !o.is_empty()) {
-        let wrong = || Failure::invalid(format!("invalid tmpfs option \"{option}\" for {target}"));
-        match option.split_once('=') {
-            Some(("size", value)) => size = bytes(value).ok_or_else(wrong)?,
-            Some(("mode", value)) => mode = u32::from_str_radix(value, 8).map_err(|_| wrong())?,
-            _ => rest.push(option),
+/// Whether it is read-only, and whether the image's files are not copied; the word that is no option.
+fn mode(options: &str) -> Result<(bool, bool), &str> {
+    let (mut read_only, mut no_copy) = (false, false);
+    for option in options.split(',').filter(|o| !o.is_empty()) {
+        match option {
+            "ro" => read_only = true,
+            "nocopy" => no_copy = true,
+            // Mean nothing for what a microVM mounts.
+            "rw" | "z" | "Z" | "copy" | "cached" | "delegated" | "consistent" | "default" | "private" | "rprivate"
+            | "shared" | "rshared" | "slave" | "rslave" | "U" => {}
+            _ => return Err(option),
         }
     }
-    Ok(Mount::Tmpfs { target: absolute(target)?, size, mode, options: rest.join(",") })
+    Ok((read_only, no_copy))
 }
 
 /// A number of bytes like `64m` or `10G`.
@@ -226,11 +287,9 @@ pub fn bytes(text: &str) -> Option<u64> {
     digits.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// A path in the container: absolute, without `.` and `..`, and not the root.
-fn absolute(path: &str) -> Result<String> {
-    if !path.starts_with('/') || path.len() > 4096 || path.contains('\0') {
-        return Err(Failure::invalid(format!("mount path must be absolute: '{path}'")));
-    }
+/// An absolute path without `.`, `..` and doubled slashes.
+#[must_use]
+pub fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {
@@ -239,62 +298,23 @@ fn absolute(path: &str) -> Result<String> {
             part => parts.push(part),
         }
     }
-    if parts.is_empty() {
-        return Err(Failure::invalid("invalid specification: destination can't be '/'"));
+    format!("/{}", parts.join("/"))
+}
+
+/// A path in the container: absolute, cleaned, and not the root.
+///
+/// # Errors
+/// 400 when it is not.
+pub fn absolute(path: &str) -> Result<String> {
+    if !path.starts_with('/') || path.len() > 4096 || path.contains('\0') {
+        return Err(Failure::invalid(format!("invalid mount path: '{path}' mount path must be absolute")));
     }
-    Ok(format!("/{}", parts.join("/")))
+    match clean(path).as_str() {
+        "/" => Err(Failure::invalid("invalid specification: destination can't be '/'")),
+        path => Ok(path.to_owned()),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn planned(host: &serde_json::Value) -> Result<Plan> {
-        let request: Create = serde_json::from_value(json!({ "HostConfig": host })).unwrap();
-        plan(&World::default(), &request, &BTreeSet::from(["/data".to_owned()]))
-    }
-
-    #[test]
-    fn a_named_bind_covers_a_declared_volume() {
-        let plan = planned(&json!({"Binds": ["db:/data/../data:ro,nocopy"]})).unwrap();
-        assert_eq!(plan.create.keys().collect::<Vec<_>>(), ["db"]);
-        let wanted = Mount::Volume {
-            volume: VolumeName::new("db"),
-            target: "/data".into(),
-            read_only: true,
-            no_copy: true,
-            anonymous: false,
-        };
-        assert_eq!(plan.mounts, [wanted]);
-    }
-
-    #[test]
-    fn a_declared_volume_gets_an_anonymous_one() {
-        let plan = planned(&json!({"Tmpfs": {"/run": "size=1m,noexec"}})).unwrap();
-        assert_eq!(plan.create.len(), 1);
-        assert!(plan.create.values().all(|v| v.anonymous));
-        assert!(plan.mounts.contains(&Mount::Tmpfs {
-            target: "/run".into(),
-            size: 1 << 20,
-            mode: 0,
-            options: "noexec".into()
-        }));
-    }
-
-    #[test]
-    fn what_cannot_be_mounted_is_refused() {
-        for (host, part) in [
-            (json!({"Binds": ["/etc:/x"]}), "host path"),
-            (json!({"Mounts": [{"Type": "bind", "Source": "/a", "Target": "/b"}]}), "host path"),
-            (json!({"Binds": ["a:b"]}), "invalid volume specification"),
-            (json!({"Binds": ["a:/b:wrong"]}), "invalid mode"),
-            (json!({"Binds": ["a:/b", "c:/b"]}), "Duplicate mount point: /b"),
-            (json!({"Mounts": [{"Type": "volume", "Target": "x"}]}), "must be absolute"),
-            (json!({"Mounts": [{"Type": "image", "Target": "/x"}]}), "not supported"),
-        ] {
-            let failure = planned(&host).unwrap_err();
-            assert!(failure.status == 400 && failure.message.contains(part), "{host}: {failure}");
-        }
-    }
-}
+#[path = "mounts_tests.rs"]
+pub mod tests;

@@ -108,8 +108,25 @@ pub struct MountRequest {
     pub source: Option<String>,
     pub target: String,
     pub read_only: Option<bool>,
+    pub bind_options: Option<BindOptions>,
     pub volume_options: Option<VolumeOptions>,
     pub tmpfs_options: Option<TmpfsOptions>,
+    pub image_options: Option<ImageOptions>,
+}
+
+/// `BindOptions` of a mount.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct BindOptions {
+    pub propagation: Option<String>,
+    pub create_mountpoint: Option<bool>,
+}
+
+/// `ImageOptions` of a mount.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageOptions {
+    pub subpath: Option<String>,
 }
 
 /// `VolumeOptions` of a mount.
@@ -136,6 +153,7 @@ pub struct DriverConfig {
 pub struct TmpfsOptions {
     pub size_bytes: Option<i64>,
     pub mode: Option<u32>,
+    pub options: Option<Vec<Vec<String>>>,
 }
 
 /// A published port.

@@ -59,6 +59,21 @@ impl Registries {
         Ok(Session::new(transport, base, reference.path.clone(), credentials))
     }
 
+    /// A file of the web, for ADD.
+    ///
+    /// # Errors
+    /// `NotFound`, `TooLarge`, `Unavailable`.
+    pub async fn fetch(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
+        let uri: hyper::Uri =
+            url.parse().map_err(|e| crate::fail::invalid(format!("{url:.300} is no address: {e}")))?;
+        let session = Session::new(self.transport.clone(), String::new(), String::new(), Credentials::default());
+        let response = session.call(hyper::Method::GET, uri, hyper::HeaderMap::new(), bytes::Bytes::new()).await?;
+        match response.status().is_success() {
+            true => transport::read(response.into_body(), limit).await,
+            false => Err(session::failure(&format!("cannot fetch {url:.300}"), response).await),
+        }
+    }
+
     fn settings(&self) -> Result<Settings> {
         Ok(self.fixed.clone().with(Settings::read(&self.settings_file)?))
     }

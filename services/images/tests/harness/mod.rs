@@ -27,7 +27,8 @@ impl Drop for Running {
 
 pub struct Zone {
     pub dir: tempfile::TempDir,
-    _macro: Running,
+    engine: PathBuf,
+    state: Option<Running>,
     images: Option<Running>,
     mkfs: PathBuf,
     args: Vec<String>,
@@ -66,19 +67,30 @@ impl Zone {
             return skip("mkfs.erofs is not 1.8");
         }
         let dir = tempfile::tempdir().unwrap();
-        let child = Command::new(engine)
-            .arg("--socket")
-            .arg(dir.path().join("macro.sock"))
-            .arg("--state")
-            .arg(dir.path().join("state"))
+        let args = args.iter().map(|a| (*a).to_owned()).collect();
+        let mut zone = Self { dir, engine, state: None, images: None, mkfs, args };
+        zone.start_engine();
+        zone.restart();
+        Some(zone)
+    }
+
+    fn start_engine(&mut self) {
+        let child = Command::new(&self.engine)
+            .args(["--socket", &self.text("macro.sock"), "--state", &self.text("state")])
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let args = args.iter().map(|a| (*a).to_owned()).collect();
-        let mut zone = Self { dir, _macro: Running(child), images: None, mkfs, args };
-        until("the state engine's start", || StdUnixStream::connect(zone.path("macro.sock")).is_ok());
-        zone.restart();
-        Some(zone)
+        self.state = Some(Running(child));
+        until("the state engine's start", || StdUnixStream::connect(self.path("macro.sock")).is_ok());
+    }
+
+    /// The state engine begins with a new database.
+    pub fn forget_everything(&mut self) {
+        (self.images, self.state) = (None, None);
+        std::fs::remove_dir_all(self.path("state")).unwrap();
+        std::fs::remove_file(self.path("macro.sock")).unwrap();
+        self.start_engine();
+        self.restart();
     }
 
     pub fn restart(&mut self) {

@@ -3,6 +3,7 @@
 //! Owns: which path is meant, and what Docker's clients are told about it. Works the same whether a process runs or not.
 //! Must not: leave the container's root, whatever links the container makes while this runs.
 
+pub mod layer;
 pub mod pack;
 pub mod unpack;
 

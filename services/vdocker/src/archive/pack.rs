@@ -11,12 +11,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use tar::{Builder, EntryType, Header};
 
 /// Deeper folders are an error: each holds a descriptor and a part of a small stack.
-const MAX_DEPTH: u32 = 128;
+pub(super) const MAX_DEPTH: u32 = 128;
 /// How many files with several names are remembered; later ones are archived as copies.
 const MAX_LINKS: usize = 100_000;
 
-struct Packer<W: Write> {
-    tar: Builder<W>,
+pub(super) struct Packer<W: Write> {
+    pub(super) tar: Builder<W>,
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
@@ -25,7 +25,7 @@ struct Packer<W: Write> {
 /// # Errors
 /// When something cannot be read, or the archive not be written.
 pub fn pack<W: Write>(handle: impl AsFd, base: &str, out: W) -> io::Result<()> {
-    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new() };
+    let mut packer = Packer::new(out);
     // Docker's names for the root are `/` and `/x`.
     let name = if base == "/" { Vec::new() } else { base.as_bytes().to_vec() };
     packer.entry(handle.as_fd(), None, &name, 0)?;
@@ -33,8 +33,18 @@ pub fn pack<W: Write>(handle: impl AsFd, base: &str, out: W) -> io::Result<()> {
 }
 
 impl<W: Write> Packer<W> {
+    pub(super) fn new(out: W) -> Self {
+        Self { tar: Builder::new(out), links: HashMap::new() }
+    }
+
     /// One entry: `child` of the folder `at`, or `at` itself.
-    fn entry(&mut self, at: BorrowedFd<'_>, child: Option<&CStr>, name: &[u8], depth: u32) -> io::Result<()> {
+    pub(super) fn entry(
+        &mut self,
+        at: BorrowedFd<'_>,
+        child: Option<&CStr>,
+        name: &[u8],
+        depth: u32,
+    ) -> io::Result<()> {
         let stat = match child {
             Some(child) => match statat(at, child, AtFlags::SYMLINK_NOFOLLOW) {
                 // Gone since its folder was read.
@@ -71,15 +81,7 @@ impl<W: Write> Packer<W> {
         if depth >= MAX_DEPTH {
             return Err(io::Error::other(format!("folders are nested deeper than {MAX_DEPTH}")));
         }
-        let mut names: Vec<CString> = Vec::new();
-        for entry in Dir::read_from(folder)? {
-            let entry = entry?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                names.push(entry.file_name().to_owned());
-            }
-        }
-        names.sort();
-        for child in names {
+        for child in names_in(folder)? {
             self.entry(folder, Some(&child), &[name, b"/", child.to_bytes()].concat(), depth + 1)?;
         }
         Ok(())
@@ -101,7 +103,7 @@ impl<W: Write> Packer<W> {
         self.append(stat, EntryType::Regular, name, None, &capability[..length], file.chain(io::repeat(0)).take(size))
     }
 
-    fn append(
+    pub(super) fn append(
         &mut self,
         stat: &Stat,
         kind: EntryType,
@@ -140,6 +142,19 @@ impl<W: Write> Packer<W> {
         header.set_cksum();
         self.tar.append(&header, data)
     }
+}
+
+/// The names in a folder, sorted.
+pub(super) fn names_in(folder: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+    let mut names: Vec<CString> = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Puts text into a header's field; false, with as much as goes in, when it is too long.

@@ -40,6 +40,7 @@ pub fn answer(agent: &Arc<Agent>, request: &mut Request) -> Answer {
         ("POST", ["shutdown"]) => Ok(shutdown(agent).into()),
         ("POST", ["v1", "devices"]) => request.json().map_err(Refusal::from).and_then(|body| devices::appeared(&body)),
         ("DELETE", ["v1", "devices", device]) => devices::leaves(device),
+        ("POST", ["v1", "docker", id]) => docker_socket(agent, id),
         (_, ["containers", id, action]) => container_action(agent, request, &method, id, action),
         (_, ["exec", id, action]) => exec_action(agent, request, &method, id, action),
         _ => refuse(404, "page not found"),
@@ -55,6 +56,15 @@ fn state(agent: &Agent) -> Response {
         all.insert(id.clone(), one);
     }
     Response::json(200, &json!({ "containers": all }))
+}
+
+/// The host asks for the next connection to the Docker socket in a container.
+fn docker_socket(agent: &Agent, id: &str) -> Result<Answer, Refusal> {
+    let Some(container) = agent.containers.get(id) else { return refuse(404, format!("No such container: {id}")) };
+    if container.rootfs.docker_sockets.is_empty() {
+        return refuse(404, format!("container {id} has no socket of the Docker API"));
+    }
+    Ok(Answer::Upgrade(crate::relay::next(container)))
 }
 
 fn shutdown(agent: &Agent) -> Response {
@@ -87,6 +97,7 @@ fn container_action(
         ("GET", "changes") => {
             Ok(Response::json(200, &changes::changes(&container.rootfs.lower, &container.rootfs.upper)).into())
         }
+        ("GET", "layer") => archive::layer::get(container),
         ("HEAD", "archive") => archive::head(container, request),
         ("GET", "archive") => archive::get(container, request),
         ("PUT", "archive") => archive::put(container, request),
