@@ -93,6 +93,8 @@ impl Ours<'_> {
             agent: folder.join("agent.sock"),
             log: Some(LogFiles { files: [folder.join("log.0"), folder.join("log.1")], max_bytes: 1 << 20 }),
             console: None,
+            control: None,
+            spare_slots: 0,
         };
         std::fs::write(folder.join(BUNDLE_FILE), serde_json::to_vec(&bundle)?).context("write the bundle")?;
         Ok(folder)
