@@ -1,8 +1,9 @@
 //! The bundle: reads `cradle.json`, checks its limits, and opens what it names.
 //!
 //! A name is an absolute path, a path relative to the bundle's directory, or `fd:NAME`, a descriptor that was passed in
-//! (sd_listen_fds(3)). Nothing else of the host is ever opened, but /dev/kvm and the taps.
+//! (sd_listen_fds(3)). Nothing else of the host is ever opened, but /dev/kvm and /dev/net/tun when they were not passed.
 
+use crate::virtio::net;
 use anyhow::{Context, Result, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,7 @@ const FIRST_FD: RawFd = 3;
 /// A guest has at most this many disks, interfaces and shares together.
 pub const MAX_DEVICES: usize = 60;
 const MAX_BUNDLE_BYTES: u64 = 1 << 20;
+const MAX_PASSED: usize = 1024;
 
 /// Resolves a bundle's names.
 #[derive(Debug)]
@@ -30,20 +32,26 @@ pub struct Names {
 /// # Errors
 /// When it cannot be read, is no bundle, or asks for more than there can be.
 pub fn load(dir: &Path) -> Result<(Bundle, Names)> {
-    let path = dir.join(BUNDLE_FILE);
-    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let passed = passed_descriptors(
+        std::env::var("LISTEN_PID").ok().as_deref(),
+        std::env::var("LISTEN_FDS").ok().as_deref(),
+        std::env::var("LISTEN_FDNAMES").ok().as_deref(),
+    );
+    let names = Names { dir: dir.to_owned(), passed };
+    let (file, path) = match names.descriptor(dir)? {
+        Some(fd) => (File::from(fd), dir.to_owned()),
+        None => {
+            let path = dir.join(BUNDLE_FILE);
+            (File::open(&path).with_context(|| format!("cannot open {}", path.display()))?, path)
+        }
+    };
     if file.metadata().with_context(|| format!("cannot read {}", path.display()))?.len() > MAX_BUNDLE_BYTES {
         bail!("{} is larger than {MAX_BUNDLE_BYTES} bytes", path.display());
     }
     let text = std::io::read_to_string(file).with_context(|| format!("cannot read {}", path.display()))?;
     let bundle: Bundle = serde_json::from_str(&text).with_context(|| format!("{} is no bundle", path.display()))?;
     check(&bundle).with_context(|| format!("{} cannot be booted", path.display()))?;
-    let passed = passed_descriptors(
-        std::env::var("LISTEN_PID").ok().as_deref(),
-        std::env::var("LISTEN_FDS").ok().as_deref(),
-        std::env::var("LISTEN_FDNAMES").ok().as_deref(),
-    );
-    Ok((bundle, Names { dir: dir.to_owned(), passed }))
+    Ok((bundle, names))
 }
 
 fn check(bundle: &Bundle) -> Result<()> {
@@ -82,7 +90,7 @@ fn passed_descriptors(pid: Option<&str>, count: Option<&str>, names: Option<&str
     names
         .unwrap_or("")
         .split(':')
-        .take(count.min(256))
+        .take(count.min(MAX_PASSED))
         .enumerate()
         .map(|(i, name)| (name.to_owned(), FIRST_FD + i as RawFd))
         .collect()
@@ -105,6 +113,32 @@ impl Names {
         }
         // SAFETY: `copy` was just made and nobody else owns it.
         Ok(Some(unsafe { OwnedFd::from_raw_fd(copy) }))
+    }
+
+    /// KVM: the passed one, or the device.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn kvm(&self, name: Option<&Path>) -> Result<OwnedFd> {
+        match name {
+            Some(name) => Ok(self.open(name, true)?.into()),
+            None => {
+                let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+                let why = "cannot open /dev/kvm; load kvm-amd or kvm-intel and let this user open it";
+                Ok(kvm.context(why)?.into())
+            }
+        }
+    }
+
+    /// What a tap is attached through: the passed one, or the device.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn tun(&self, name: Option<&Path>) -> Result<File> {
+        let Some(name) = name else { return net::open_tun() };
+        let tun = self.open(name, true)?;
+        rustix::fs::fcntl_setfl(&tun, rustix::fs::OFlags::NONBLOCK).context("cannot set up the tap")?;
+        Ok(tun)
     }
 
     /// The path behind a name that is no descriptor.

@@ -13,6 +13,7 @@ mod bus;
 mod control;
 mod cpu;
 mod epoll;
+mod jail;
 mod logs;
 mod memory;
 mod plug;
@@ -31,7 +32,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: kcradle run DIR [--pid-file FILE]
+const USAGE: &str = "usage: kcradle run DIR [--strict] [--pid-file FILE]
        kcradle logs DIR
        kcradle plug DIR net TAP MAC [NIC] | disk FILE [ro]
        kcradle unplug DIR DEVICE";
@@ -39,7 +40,7 @@ const USAGE: &str = "usage: kcradle run DIR [--pid-file FILE]
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
-    Run { dir: PathBuf, pid_file: Option<PathBuf> },
+    Run(run::Options),
     Summon(summon::args::Options),
     Logs { dir: PathBuf },
     Plug { dir: PathBuf, what: plug::What },
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stdout(), "{usage}");
             Ok(0)
         }
-        Ok(Command::Run { dir, pid_file }) => run::run(&dir, pid_file.as_deref()),
+        Ok(Command::Run(options)) => run::run(&options),
         Ok(Command::Summon(options)) => summon::summon(&options).map(|()| 0),
         Ok(Command::Logs { dir }) => logs::logs(&dir, std::io::stdout().lock(), std::io::stderr().lock()).map(|()| 0),
         Ok(Command::Plug { dir, what }) => plug::plug(&dir, &what).map(|answer| {
@@ -103,12 +104,15 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
 
 fn parse_run(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
     let dir = args.next().ok_or("run needs the bundle's directory")?.into();
-    let pid_file = match args.next() {
-        None => None,
-        Some(flag) if flag == "--pid-file" => Some(args.next().ok_or("--pid-file needs a file name")?.into()),
-        Some(other) => return Err(format!("run does not know {}", other.display())),
-    };
-    end(args, "run").map(|()| Command::Run { dir, pid_file })
+    let mut options = run::Options { dir, ..run::Options::default() };
+    while let Some(flag) = args.next() {
+        match flag.to_str() {
+            Some("--strict") => options.strict = true,
+            Some("--pid-file") => options.pid_file = Some(args.next().ok_or("--pid-file needs a file name")?.into()),
+            _ => return Err(format!("run does not know {}", flag.display())),
+        }
+    }
+    Ok(Command::Run(options))
 }
 
 fn parse_plug(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
@@ -152,11 +156,9 @@ mod tests {
 
     #[test]
     fn run_takes_a_directory_and_perhaps_a_pid_file() {
-        assert_eq!(parsed(&["run", "/b"]), Ok(Command::Run { dir: "/b".into(), pid_file: None }));
-        assert_eq!(
-            parsed(&["run", "/b", "--pid-file", "p"]),
-            Ok(Command::Run { dir: "/b".into(), pid_file: Some("p".into()) })
-        );
+        let options = |strict, pid_file| Ok(Command::Run(run::Options { dir: "/b".into(), strict, pid_file }));
+        assert_eq!(parsed(&["run", "/b"]), options(false, None));
+        assert_eq!(parsed(&["run", "/b", "--strict", "--pid-file", "p"]), options(true, Some("p".into())));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::bus::{Bus, MMIO_BASE, MMIO_WINDOW};
 use crate::control::Control;
 use crate::cpu;
 use crate::epoll::{Epoll, EventFlags};
+use crate::jail;
 use crate::memory::{self, Mem};
 use crate::say;
 use crate::seccomp::{self, Role};
@@ -28,7 +29,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex};
 use zone::bundle::Bundle;
 
@@ -49,19 +50,37 @@ const TOKEN_CONTROL_END: u64 = TOKEN_CONTROL + Control::TOKENS;
 /// Tokens from here on are vsock connections.
 const TOKEN_STREAMS: u64 = 1 << 32;
 
+/// What is asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The bundle's directory, or `fd:NAME`: its `cradle.json` was passed.
+    pub dir: PathBuf,
+    /// Refuse to start where the jail is not complete.
+    pub strict: bool,
+    /// Where to write the process id.
+    pub pid_file: Option<PathBuf>,
+}
+
 /// Boots the bundle and waits for the guest's end; gives the exit code.
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(dir: &Path, pid_file: Option<&Path>) -> Result<u8> {
-    seccomp::hide_memory();
+pub fn run(options: &Options) -> Result<u8> {
     allow_descriptors();
-    let (bundle, names) = bundle::load(dir)?;
+    let (bundle, names) = bundle::load(&options.dir)?;
     let machine = Machine::new(&bundle, &names)?;
     let entry = machine.load(&bundle, &names)?;
-    if let Some(path) = pid_file {
+    if let Some(path) = &options.pid_file {
         std::fs::write(path, format!("{}\n", std::process::id()))
             .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    drop(names);
+    // Everything is open. From here on there is no path, and then, thread by thread, hardly a system call.
+    let lacks = jail::enter(options.strict)?;
+    for (what, why) in [("namespaces", lacks.namespaces), ("Landlock", lacks.landlock)] {
+        if let Some(why) = why {
+            say(&format!("this host gives no {what} to the jail: {why}; system call filters hold nonetheless"));
+        }
     }
     machine.start(bundle.vcpus, entry)
 }
@@ -118,7 +137,7 @@ impl Machine {
         };
         let listener = names.listen(&bundle.agent)?;
         let mem = Arc::new(memory::create(u64::from(bundle.memory_mib) << 20, !bundle.shares.is_empty())?);
-        let vm = Vm::new(&mem)?;
+        let vm = Vm::new(names.kvm(bundle.kvm.as_deref())?, &mem)?;
         let mut builder = Builder { vm: &vm, mem: &mem, lines: Vec::new(), devices: Vec::new() };
 
         let vsock_slot = builder.add(vsock::identity())?;
@@ -135,7 +154,7 @@ impl Machine {
         let mut nets = Vec::new();
         for net in &bundle.nets {
             let identity = net::identity(net::parse_mac(&net.mac)?);
-            let tap = net::attach(net::open_tun()?, &net.tap)?;
+            let tap = net::attach(names.tun(net.tun.as_deref())?, &net.tap)?;
             nets.push(Net::new(builder.add(identity)?, mem.clone(), tap));
         }
         let mut shares = Vec::new();

@@ -127,12 +127,6 @@ pub fn confine(filter: &BpfProgram) -> Result<()> {
     apply_filter(filter).context("the kernel refuses the system call filter")
 }
 
-/// No core dumps of the guest's memory, no tracing by others of the same user.
-pub fn hide_memory() {
-    // SAFETY: this prctl takes a number and changes a flag of this process.
-    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@ use crate::memory::Mem;
 use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,8 +24,9 @@ impl Vm {
     ///
     /// # Errors
     /// When there is no KVM, or it refuses.
-    pub fn new(mem: &Mem) -> Result<Self> {
-        let kvm = Kvm::new().context("cannot open /dev/kvm; load kvm-amd or kvm-intel and let this user open it")?;
+    pub fn new(kvm: OwnedFd, mem: &Mem) -> Result<Self> {
+        // SAFETY: the descriptor is open and from here on nobody else's; if it is no KVM, its calls fail.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
         let fd = kvm.create_vm().context("KVM cannot create a machine")?;
         fd.set_tss_address(TSS).context("KVM refuses the address of its TSS")?;
         fd.create_irq_chip().context("KVM cannot create an interrupt controller")?;

@@ -1,8 +1,8 @@
 //! Starts one run of a pod: bundle, file servers, monitor.
 
-use crate::plan::Plan;
+use crate::plan::{AGENT, CONTROL, Places, Plan};
 use crate::shared::Shared;
-use crate::unit::{self, MonitorUnit, NamedFile, Served};
+use crate::unit::{self, MonitorUnit, Served};
 use crate::{beneath, disk};
 use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -12,6 +12,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use zone::PodId;
 use zone::bundle::BUNDLE_FILE;
+use zone::control::CONTROL_SOCKET;
 use zone::guest::GuestMount;
 
 /// Starts everything; systemd has the units when this returns.
@@ -19,7 +20,7 @@ use zone::guest::GuestMount;
 /// # Errors
 /// What could not be made or started. What was made by then stays for the clean-up.
 pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyhow::Result<()> {
-    if let Err((volume, holder)) = shared.claim(pod, plan.blocks.iter().map(|b| &b.volume)) {
+    if let Err((volume, holder)) = shared.claim(pod, plan.blocks.iter()) {
         bail!(
             "volume {volume} is a block device for one container at a time, and {} uses it: stop that first",
             holder.short()
@@ -28,10 +29,12 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyh
     let places = shared.places(pod);
     let mut plan = plan.clone();
     let parts = open_parts(&mut plan).await?;
-    write_bundle(&places.run, uid, shared.config.disks.group, &plan)?;
-    let files = plan.blocks.iter().map(|b| NamedFile { name: b.fd.clone(), path: b.device.clone() }).collect();
+    let group = shared.config.disks.group;
+    write_bundle(&places, group, &plan)?;
+    let agent = listen(&places.run.join("agent.sock"), SocketType::STREAM, 64, group)?;
+    let control = listen(&places.run.join(CONTROL_SOCKET), SocketType::SEQPACKET, 8, None)?;
     for ((index, dir), part) in plan.dirs.iter().enumerate().zip(parts) {
-        let socket = listen(&dir.socket, uid, shared.config.disks.group.is_some())?;
+        let socket = listen(&dir.socket, SocketType::STREAM, 1, None)?;
         let served = Served { dir: &dir.dir, part, read_only: dir.read_only };
         let properties = unit::file_server(pod, &shared.config.virtiofsd, served, socket);
         shared.systemd.start(&unit::fs_unit(pod, index), properties).await?;
@@ -40,13 +43,11 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyh
     let properties = unit::monitor(MonitorUnit {
         pod,
         uid,
-        groups: &shared.config.groups,
         setpriv: &shared.config.setpriv,
         kcradle: &kcradle,
-        bundle: &places.run,
-        writable: vec![places.run.clone(), places.data.clone()],
         memory_mib: plan.bundle.memory_mib,
-        files,
+        files: plan.files.clone(),
+        sockets: vec![(agent, AGENT), (control, CONTROL)],
     });
     shared.systemd.start(&unit::pod_unit(pod), properties).await?;
     Ok(())
@@ -74,41 +75,47 @@ async fn open_parts(plan: &mut Plan) -> anyhow::Result<Vec<Option<OwnedFd>>> {
     Ok(parts)
 }
 
-/// The directory is the pod's; what the monitor makes in it, its sockets above all, gets the group `kraud`.
-fn write_bundle(run: &Path, uid: u32, group: Option<u32>, plan: &Plan) -> anyhow::Result<()> {
+/// Root's alone but for the agent's socket: the monitor gets what is in it as descriptors.
+fn write_bundle(places: &Places, group: Option<u32>, plan: &Plan) -> anyhow::Result<()> {
+    let run = &places.run;
     disk::remove_dir(run)?;
     disk::make_dir(run, 0o750)?;
-    write_json(&run.join(BUNDLE_FILE), &plan.bundle, uid, group)?;
-    write_json(&plan.bundle.guest_spec, &plan.guest, uid, group)?;
+    write_json(&run.join(BUNDLE_FILE), &plan.bundle)?;
+    write_json(&places.spec(), &plan.guest)?;
+    if places.console {
+        let path = places.console_file();
+        OpenOptions::new()
+            .create_new(true)
+            .append(true)
+            .mode(0o640)
+            .open(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
+    }
     if let Some(group) = group {
-        chown(run, Some(uid), Some(group)).with_context(|| format!("cannot give {} to {uid}", run.display()))?;
-        fs::set_permissions(run, Permissions::from_mode(0o2750))
+        chown(run, None, Some(group)).with_context(|| format!("cannot give {} to the zone", run.display()))?;
+        fs::set_permissions(run, Permissions::from_mode(0o750))
             .with_context(|| format!("cannot set the mode of {}", run.display()))?;
     }
     Ok(())
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize, uid: u32, group: Option<u32>) -> anyhow::Result<()> {
+fn write_json(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
     let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
     let file = file.with_context(|| format!("cannot make {}", path.display()))?;
     serde_json::to_writer(std::io::BufWriter::new(&file), value)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    if group.is_some() {
-        chown(path, Some(uid), Some(uid)).with_context(|| format!("cannot give {} to {uid}", path.display()))?;
-    }
-    Ok(())
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A socket that listens before its server runs, so that nobody needs to wait for the server.
-fn listen(path: &Path, uid: u32, give: bool) -> anyhow::Result<OwnedFd> {
+/// A socket that listens before its server runs, so that nobody needs to wait for the server. For `group`, or root alone.
+fn listen(path: &Path, kind: SocketType, backlog: i32, group: Option<u32>) -> anyhow::Result<OwnedFd> {
     let make = || -> std::io::Result<OwnedFd> {
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        if give {
-            chown(path, Some(uid), Some(uid))?;
+        fs::set_permissions(path, Permissions::from_mode(if group.is_some() { 0o660 } else { 0o600 }))?;
+        if group.is_some() {
+            chown(path, None, group)?;
         }
-        rustix::net::listen(&socket, 1)?;
+        rustix::net::listen(&socket, backlog)?;
         Ok(socket)
     };
     make().with_context(|| format!("cannot listen on {}", path.display()))

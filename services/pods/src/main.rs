@@ -27,7 +27,7 @@ mod world;
 use anyhow::Context as _;
 use clap::Parser;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use zone::client::Client;
@@ -119,23 +119,7 @@ fn configure(args: &Args) -> anyhow::Result<shared::Config> {
         cradle,
         virtiofsd: args.virtiofsd.clone(),
         setpriv: args.setpriv.clone(),
-        groups: device_groups(),
         console: args.console,
         disks,
     })
-}
-
-/// The groups of the devices that a monitor opens and that are not open to all.
-fn device_groups() -> Vec<u32> {
-    let mut groups: Vec<u32> = ["/dev/kvm", "/dev/net/tun"].iter().filter_map(|d| group_of(Path::new(d))).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    groups
-}
-
-fn group_of(device: &Path) -> Option<u32> {
-    let meta = std::fs::metadata(device).ok()?;
-    let (open_to_all, open_to_group) = (meta.mode() & 0o006 == 0o006, meta.mode() & 0o060 == 0o060);
-    // The group of root would open far more than the device.
-    (!open_to_all && open_to_group && meta.gid() != 0).then_some(meta.gid())
 }

@@ -4,10 +4,11 @@
 //! several places alike is shared once. Must not: touch the machine.
 
 use crate::machine::Needs;
+use crate::unit::{Access, NamedFile};
 use crate::world::View;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use zone::bundle::{Bundle, Disk, Extent, LogFiles, Net, Share};
+use std::path::PathBuf;
+use zone::bundle::{BUNDLE_FILE, Bundle, Disk, Extent, LogFiles, Net, Share};
 use zone::endpoint::EndpointStatus;
 use zone::guest::{Dns, GuestContainer, GuestMount, GuestSpec, HostsLine, Nic, Upper};
 use zone::log::DEFAULT_MAX_BYTES;
@@ -36,6 +37,18 @@ impl Places {
     #[must_use]
     pub fn layer(&self, index: usize) -> PathBuf {
         self.data.join(format!("rw-{index}.img"))
+    }
+
+    /// What the agent is told.
+    #[must_use]
+    pub fn spec(&self) -> PathBuf {
+        self.run.join("spec.json")
+    }
+
+    /// Where the serial console's output goes, when it is kept.
+    #[must_use]
+    pub fn console_file(&self) -> PathBuf {
+        self.run.join("console")
     }
 
     /// The log's two files.
@@ -67,15 +80,33 @@ pub struct Part {
     pub create: bool,
 }
 
-/// A block device to pass on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockDevice {
-    /// The volume, which this pod alone may use.
-    pub volume: VolumeName,
-    /// On the host.
-    pub device: PathBuf,
-    /// The descriptor's name.
-    pub fd: String,
+/// The descriptors of the sockets that are made for the monitor to listen on.
+pub const AGENT: &str = "agent";
+/// See [`AGENT`].
+pub const CONTROL: &str = "control";
+/// The descriptor of the bundle itself.
+pub const BUNDLE: &str = "bundle";
+
+/// What systemd opens for the monitor, which then opens nothing itself.
+#[derive(Clone, Debug, Default)]
+struct Passed(Vec<NamedFile>);
+
+impl Passed {
+    /// Has it passed; gives what the bundle calls it.
+    fn file(&mut self, name: impl Into<String>, path: impl Into<PathBuf>, access: Access) -> PathBuf {
+        let (name, path) = (name.into(), path.into());
+        let as_named = PathBuf::from(format!("fd:{name}"));
+        self.0.push(NamedFile { name, path, access });
+        as_named
+    }
+
+    /// The pieces of an image's disk.
+    fn extents(&mut self, prefix: &str, mut extents: Vec<Extent>) -> Vec<Extent> {
+        for (number, extent) in extents.iter_mut().enumerate() {
+            extent.path = self.file(format!("{prefix}-{number}"), &extent.path, Access::Read);
+        }
+        extents
+    }
 }
 
 /// Everything that a start needs.
@@ -87,8 +118,10 @@ pub struct Plan {
     pub guest: GuestSpec,
     /// Directories, in the order of the bundle's shares.
     pub dirs: Vec<SharedDir>,
-    /// Block devices.
-    pub blocks: Vec<BlockDevice>,
+    /// Volumes that this pod alone may use.
+    pub blocks: Vec<VolumeName>,
+    /// Everything that the monitor is given.
+    pub files: Vec<NamedFile>,
 }
 
 /// Makes the plan of a pod's run `run`, or says what is missing.
@@ -97,41 +130,57 @@ pub struct Plan {
 /// What is missing, and whether waiting can help.
 pub fn plan(view: &View, places: &Places, run: u32, now_ns: u64) -> Result<Plan, Needs> {
     let spec = &view.pod.spec;
+    let mut passed = Passed::default();
+    passed.file(BUNDLE, places.run.join(BUNDLE_FILE), Access::Read);
     let mut disks = Vec::new();
     let mut containers = Vec::new();
     for (index, container) in spec.containers.iter().enumerate() {
-        disks.push(Disk { extents: image(view, container)?, read_only: true });
-        disks.push(Disk { extents: vec![Extent { path: places.layer(index), offset: 0, len: 0 }], read_only: false });
+        let extents = passed.extents(&format!("image{index}"), image(view, container)?);
+        disks.push(Disk { extents, read_only: true });
+        let layer = passed.file(format!("layer{index}"), places.layer(index), Access::Write);
+        disks.push(Disk { extents: vec![Extent { path: layer, offset: 0, len: 0 }], read_only: false });
         containers.push(guest_container(container, disks.len() - 2));
     }
-    let mut volumes = Volumes { view, places, attached: BTreeMap::new(), disks, dirs: Vec::new(), blocks: Vec::new() };
+    let (attached, dirs, blocks) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let mut volumes = Volumes { view, places, attached, disks, dirs, blocks, passed };
     for (container, guest) in spec.containers.iter().zip(&mut containers) {
         guest.mounts = container.mounts.iter().map(|m| volumes.mount(m)).collect::<Result<_, _>>()?;
     }
-    let Volumes { disks, dirs, blocks, .. } = volumes;
+    let Volumes { disks, dirs, blocks, mut passed, .. } = volumes;
     let endpoints = endpoints(view)?;
-    let shares = dirs.iter().enumerate().map(|(i, d)| Share { tag: tag(i), socket: d.socket.clone() }).collect();
-    let nets = endpoints.iter().map(|e| Net { tap: e.tap.clone(), mac: e.mac.clone() }).collect();
+    let mut share = |(i, dir): (usize, &SharedDir)| {
+        let socket = passed.file(format!("share{i}"), &dir.socket, Access::Write);
+        Share { tag: tag(i), socket }
+    };
+    let shares = dirs.iter().enumerate().map(&mut share).collect();
+    let mut net = |(i, e): (usize, &EndpointStatus)| {
+        let tun = Some(passed.file(format!("tun{i}"), "/dev/net/tun", Access::Write));
+        Net { tap: e.tap.clone(), mac: e.mac.clone(), tun }
+    };
+    let nets = endpoints.iter().enumerate().map(&mut net).collect();
     let max_bytes =
         spec.containers.iter().map(|c| c.log_max_bytes).max().filter(|n| *n > 0).unwrap_or(DEFAULT_MAX_BYTES);
+    let [first, second] = places.logs();
+    let files = [passed.file("log0", first, Access::Write), passed.file("log1", second, Access::Write)];
     let bundle = Bundle {
+        kvm: Some(passed.file("kvm", "/dev/kvm", Access::Write)),
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
-        kernel: places.cradle.join("vmlinux"),
-        initramfs: places.cradle.join("initramfs.cpio"),
-        guest_spec: places.run.join("spec.json"),
+        kernel: passed.file("kernel", places.cradle.join("vmlinux"), Access::Read),
+        initramfs: passed.file("initramfs", places.cradle.join("initramfs.cpio"), Access::Read),
+        guest_spec: passed.file("spec", places.spec(), Access::Read),
         cmdline: String::new(),
         disks,
         nets,
         shares,
-        agent: places.run.join("agent.sock"),
-        log: Some(LogFiles { files: places.logs(), max_bytes }),
-        console: places.console.then(|| places.run.join("console")),
-        control: Some(places.run.join(zone::control::CONTROL_SOCKET)),
+        agent: PathBuf::from(format!("fd:{AGENT}")),
+        log: Some(LogFiles { files, max_bytes }),
+        console: places.console.then(|| passed.file("console", places.console_file(), Access::Append)),
+        control: Some(PathBuf::from(format!("fd:{CONTROL}"))),
         spare_slots: SPARE_SLOTS,
     };
     let guest = guest(spec, &endpoints, containers, run, now_ns)?;
-    Ok(Plan { bundle, guest, dirs, blocks })
+    Ok(Plan { bundle, guest, dirs, blocks, files: passed.0 })
 }
 
 fn tag(index: usize) -> String {
@@ -179,7 +228,8 @@ struct Volumes<'a> {
     attached: BTreeMap<Wanted, Attached>,
     disks: Vec<Disk>,
     dirs: Vec<SharedDir>,
-    blocks: Vec<BlockDevice>,
+    blocks: Vec<VolumeName>,
+    passed: Passed,
 }
 
 /// What a mount wants of a volume.
@@ -215,7 +265,9 @@ impl Volumes<'_> {
                 self.volume(wanted, target, *read_only, false)?
             }
             Mount::Image { image, target, subpath } => {
-                self.disks.push(Disk { extents: disk_of(self.view, image, image.as_str())?, read_only: true });
+                let extents = disk_of(self.view, image, image.as_str())?;
+                let extents = self.passed.extents(&format!("mount{}", self.disks.len()), extents);
+                self.disks.push(Disk { extents, read_only: true });
                 let (target, subpath) = (target.clone(), subpath.clone());
                 GuestMount::Image { disk: self.disks.len() - 1, target, subpath }
             }
@@ -268,10 +320,9 @@ impl Volumes<'_> {
                 if let Some(attached) = self.attached.get(&wanted) {
                     return Ok(attached.clone());
                 }
-                let fd = format!("block{}", self.blocks.len());
-                let extent = Extent { path: Path::new(&format!("fd:{fd}")).to_owned(), offset: 0, len: 0 };
-                self.disks.push(Disk { extents: vec![extent], read_only: false });
-                self.blocks.push(BlockDevice { volume: name.clone(), device: device.clone(), fd });
+                let path = self.passed.file(format!("block{}", self.blocks.len()), device, Access::Write);
+                self.disks.push(Disk { extents: vec![Extent { path, offset: 0, len: 0 }], read_only: false });
+                self.blocks.push(name.clone());
                 Attached::Disk(self.disks.len() - 1)
             }
         };

@@ -2,6 +2,7 @@
 
 use super::*;
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Arc;
 use zone::{ImageId, Kind, Resource};
 
@@ -47,6 +48,13 @@ fn places() -> Places {
     Places { cradle: "/c".into(), run: "/r".into(), data: "/d".into(), console: false }
 }
 
+fn passed(plan: &Plan, name: &str) -> (PathBuf, Access) {
+    let mut found = plan.files.iter().filter(|file| file.name == name);
+    let file = found.next().unwrap();
+    assert!(found.next().is_none(), "two files are named {name}");
+    (file.path.clone(), file.access)
+}
+
 fn mount(volume: &str, target: &str) -> Value {
     json!({"type": "volume", "volume": volume, "target": target, "read_only": false})
 }
@@ -59,10 +67,13 @@ fn disks_stand_where_the_guest_is_told_they_stand() {
     assert_eq!(plan.bundle.disks.len(), 5);
     assert_eq!(plan.bundle.disks[2].extents.len(), 2);
     assert_eq!((plan.guest.containers[1].image_disk, &plan.guest.containers[1].upper), (2, &Upper::Disk { disk: 3 }));
-    assert_eq!(plan.bundle.disks[3].extents[0].path, Path::new("/d/rw-1.img"));
+    assert_eq!(plan.bundle.disks[3].extents[0].path, Path::new("fd:layer1"));
+    assert_eq!(passed(&plan, "layer1"), (PathBuf::from("/d/rw-1.img"), Access::Write));
+    assert_eq!(passed(&plan, "image1-1"), (PathBuf::from("/zone/images/layer"), Access::Read));
     assert!(matches!(&plan.guest.containers[0].mounts[0], GuestMount::Block { disk: 4, copy_up: true, .. }));
     assert_eq!(plan.bundle.disks[4].extents[0].path, Path::new("fd:block0"));
-    assert_eq!(plan.blocks[0].device, Path::new("/dev/zvol/zone/db"));
+    assert_eq!(passed(&plan, "block0"), (PathBuf::from("/dev/zvol/zone/db"), Access::Write));
+    assert_eq!(plan.blocks, [VolumeName::new("db")]);
     assert_eq!((plan.guest.run, plan.guest.now_ns), (4, 9));
 }
 
@@ -74,7 +85,8 @@ fn a_directory_mounted_twice_has_one_file_server() {
         plan.dirs,
         [SharedDir { dir: "/zone/volumes/data".into(), socket: "/r/fs-0.sock".into(), part: None, read_only: false }]
     );
-    assert_eq!(plan.bundle.shares, [Share { tag: "vol0".into(), socket: "/r/fs-0.sock".into() }]);
+    assert_eq!(plan.bundle.shares, [Share { tag: "vol0".into(), socket: "fd:share0".into() }]);
+    assert_eq!(passed(&plan, "share0").0, Path::new("/r/fs-0.sock"));
     assert_eq!(plan.guest.containers[0].mounts.len(), 2);
 }
 
@@ -85,7 +97,10 @@ fn the_guest_knows_its_gateway_and_where_to_ask() {
     assert_eq!(hosts, [("10.0.0.1", "host.docker.internal".to_owned()), ("fd00::1", "six".to_owned())]);
     assert_eq!(plan.guest.dns.servers, ["10.0.0.1"]);
     assert!(plan.guest.nics[0].default_route);
-    assert_eq!(plan.bundle.nets, [Net { tap: "kp0".into(), mac: "02:42:0a:00:00:02".into() }]);
+    assert_eq!(
+        plan.bundle.nets,
+        [Net { tap: "kp0".into(), mac: "02:42:0a:00:00:02".into(), tun: Some("fd:tun0".into()) }]
+    );
 }
 
 #[test]
@@ -99,4 +114,15 @@ fn what_is_missing_is_named_and_what_waiting_cannot_mend_fails() {
     let mut gone = view(&json!([container("p", &json!([]))]), &json!([]));
     gone.images.clear();
     assert_eq!(plan(&gone, &places(), 1, 0).unwrap_err(), Needs::Failed("No such image: busybox".into()));
+}
+
+#[test]
+fn the_monitor_is_given_everything_and_opens_nothing() {
+    let containers = json!([container("p", &json!([mount("db", "/db"), mount("data", "/a")]))]);
+    let plan = plan(&view(&containers, &json!([])), &Places { console: true, ..places() }, 1, 0).unwrap();
+    let text = serde_json::to_string(&plan.bundle).unwrap();
+    assert!(!text.contains("\"/"), "a path is left in {text}");
+    for file in &plan.files {
+        assert!(file.name == BUNDLE || text.contains(&format!("\"fd:{}\"", file.name)), "{} is not used", file.name);
+    }
 }

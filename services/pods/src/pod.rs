@@ -78,7 +78,7 @@ impl PodTask {
             // What runs has its block volumes already.
             self.make_plan();
             if let Some(plan) = &self.plan
-                && let Err((volume, holder)) = self.shared.claim(&self.id, plan.blocks.iter().map(|b| &b.volume))
+                && let Err((volume, holder)) = self.shared.claim(&self.id, plan.blocks.iter())
             {
                 tracing::error!(pod = self.id.short(), %volume, holder = holder.short(), "two pods use a block volume");
             }

@@ -27,8 +27,6 @@ pub struct Config {
     pub virtiofsd: PathBuf,
     /// `setpriv`.
     pub setpriv: PathBuf,
-    /// Groups that a monitor needs for its devices.
-    pub groups: Vec<u32>,
     /// Keep the guests' serial consoles.
     pub console: bool,
     /// How layers and logs are made.

@@ -3,6 +3,7 @@
 //! A monitor's unit starts as root with three capabilities only, for as long as `setpriv` needs to become the pod's
 //! uid: systemd itself refuses a numeric user that no database knows.
 
+use crate::plan::BUNDLE;
 use crate::systemd::Property;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ pub const FS_UNITS: &str = "kraud-fs-*.service";
 /// What a monitor may use beside its guest's memory.
 const MONITOR_MIB: u64 = 64;
 const MONITOR_TASKS: u64 = 128;
+/// `CLONE_NEWNS`, `CLONE_NEWUSER`.
+const NEWNS: u64 = 0x2_0000;
+const NEWUSER: u64 = 0x1000_0000;
 /// An unlimited resource limit.
 const INFINITY: u64 = u64::MAX;
 
@@ -55,13 +59,26 @@ pub fn pod_of(unit: &str) -> Option<PodId> {
     Some(PodId::new(id))
 }
 
+/// What may be done with a file that is handed over; systemd's numbers (org.freedesktop.systemd1(5), `OpenFile`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read and write; a socket is connected to.
+    Write = 0,
+    /// Read.
+    Read = 1,
+    /// Write at the end.
+    Append = 2,
+}
+
 /// A file that systemd opens for a unit and hands over under a name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedFile {
     /// The name in `LISTEN_FDNAMES`.
     pub name: String,
-    /// The file or device.
+    /// The file, device or socket.
     pub path: PathBuf,
+    /// For what.
+    pub access: Access,
 }
 
 /// What a monitor's unit is made of.
@@ -71,20 +88,16 @@ pub struct MonitorUnit<'a> {
     pub pod: &'a PodId,
     /// The pod's uid, also its group.
     pub uid: u32,
-    /// Numbers of the groups that own /dev/kvm and /dev/net/tun, if those are not open to all.
-    pub groups: &'a [u32],
     /// `setpriv`.
     pub setpriv: &'a Path,
     /// `kcradle`.
     pub kcradle: &'a Path,
-    /// The bundle's directory.
-    pub bundle: &'a Path,
-    /// Directories that it writes to.
-    pub writable: Vec<PathBuf>,
     /// The guest's memory.
     pub memory_mib: u32,
-    /// What it may not open itself.
+    /// Everything that it uses, the bundle too: it opens nothing itself.
     pub files: Vec<NamedFile>,
+    /// What it listens on.
+    pub sockets: Vec<(OwnedFd, &'static str)>,
 }
 
 fn text(value: &str) -> Variant<'static> {
@@ -111,15 +124,6 @@ fn common(description: String, slice: &str) -> Vec<Property> {
         ("KillMode", text("control-group")),
         ("OOMPolicy", text("kill")),
         ("NoNewPrivileges", on()),
-        ("ProtectSystem", text("strict")),
-        ("ProtectHome", text("yes")),
-        ("PrivateTmp", on()),
-        ("ProtectKernelTunables", on()),
-        ("ProtectKernelModules", on()),
-        ("ProtectKernelLogs", on()),
-        ("ProtectControlGroups", on()),
-        ("ProtectClock", on()),
-        ("ProtectHostname", on()),
         ("LockPersonality", on()),
         ("RestrictRealtime", on()),
         ("RestrictSUIDSGID", Variant::from(false)),
@@ -135,31 +139,24 @@ fn common(description: String, slice: &str) -> Vec<Property> {
 #[must_use]
 pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
     let id = unit.uid.to_string();
-    let mut argv: Vec<String> =
-        vec![unit.setpriv.display().to_string(), format!("--reuid={id}"), format!("--regid={id}")];
-    if unit.groups.is_empty() {
-        argv.push("--clear-groups".into());
-    } else {
-        argv.push(format!("--groups={}", unit.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(",")));
-    }
+    let mut argv: Vec<String> = vec![unit.setpriv.display().to_string()];
+    argv.extend([format!("--reuid={id}"), format!("--regid={id}"), "--clear-groups".into()]);
     argv.extend(["--inh-caps=-all".into(), "--bounding-set=-all".into(), "--no-new-privs".into(), "--".into()]);
-    argv.extend([unit.kcradle.display().to_string(), "run".into(), unit.bundle.display().to_string()]);
-    let writable: Vec<String> = unit.writable.iter().map(|p| p.display().to_string()).collect();
-    // A block volume is opened by systemd inside the unit's control group, whose device rules count for it.
-    let volumes = unit.files.iter().map(|f| f.path.display().to_string());
-    let devices: Vec<(String, String)> = ["/dev/kvm", "/dev/net/tun"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain(volumes)
-        .map(|device| (device, "rw".to_owned()))
+    argv.extend([unit.kcradle.display().to_string(), "run".into(), format!("fd:{BUNDLE}"), "--strict".into()]);
+    // Devices are opened by systemd inside the unit's control group, whose rules count for them.
+    let devices: Vec<(String, String)> = unit
+        .files
+        .iter()
+        .filter(|file| file.path.starts_with("/dev"))
+        .map(|file| (file.path.display().to_string(), "rw".to_owned()))
         .collect();
     let mut properties = common(format!("microVM of pod {}", unit.pod.short()), "kraud-pods.slice");
     properties.extend([
         ("ExecStart", exec(&argv)),
         ("UMask", Variant::from(0o007u32)),
-        ("ReadWritePaths", Variant::from(writable)),
         ("CapabilityBoundingSet", Variant::from(CAP_SETUID | CAP_SETGID | CAP_SETPCAP)),
-        ("RestrictNamespaces", Variant::from(0u64)),
+        // It leaves the host's files behind by itself, before its guest runs; a mount namespace by systemd would only cost time.
+        ("RestrictNamespaces", Variant::from(NEWUSER | NEWNS)),
         ("DeviceAllow", Variant::from(devices)),
         ("MemoryMax", Variant::from((u64::from(unit.memory_mib) + MONITOR_MIB) << 20)),
         ("TasksMax", Variant::from(MONITOR_TASKS)),
@@ -168,12 +165,12 @@ pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
         ("LogRateLimitIntervalUSec", Variant::from(30_000_000u64)),
         ("LogRateLimitBurst", Variant::from(200u32)),
     ]);
-    if !unit.files.is_empty() {
-        // 0: for reading and writing (systemd.service(5), OpenFile=).
-        let files: Vec<(String, String, u64)> =
-            unit.files.into_iter().map(|f| (f.path.display().to_string(), f.name, 0)).collect();
-        properties.push(("OpenFile", Variant::from(files)));
-    }
+    let files: Vec<(String, String, u64)> =
+        unit.files.into_iter().map(|f| (f.path.display().to_string(), f.name, f.access as u64)).collect();
+    properties.push(("OpenFile", Variant::from(files)));
+    let sockets: Vec<(Fd<'static>, String)> =
+        unit.sockets.into_iter().map(|(socket, name)| (Fd::Owned(socket), name.to_owned())).collect();
+    properties.push(("ExtraFileDescriptors", Variant::from(sockets)));
     properties
 }
 
@@ -226,7 +223,17 @@ pub fn file_server(pod: &PodId, virtiofsd: &Path, served: Served<'_>, socket: Ow
         | CAP_MKNOD
         | CAP_SETFCAP;
     let mut properties = common(format!("files for pod {}", pod.short()), "kraud-pods.slice");
+    let on = || Variant::from(true);
     properties.extend([
+        ("ProtectSystem", text("strict")),
+        ("ProtectHome", text("yes")),
+        ("PrivateTmp", on()),
+        ("ProtectKernelTunables", on()),
+        ("ProtectKernelModules", on()),
+        ("ProtectKernelLogs", on()),
+        ("ProtectControlGroups", on()),
+        ("ProtectClock", on()),
+        ("ProtectHostname", on()),
         ("ExecStart", exec(&argv)),
         ("UMask", Variant::from(0u32)),
         ("ReadWritePaths", Variant::from(vec![dir.display().to_string()])),
@@ -264,27 +271,32 @@ mod tests {
         let unit = MonitorUnit {
             pod: &pod,
             uid: 200_007,
-            groups: &[106],
             setpriv: Path::new("/usr/bin/setpriv"),
             kcradle: Path::new("/run/kraud/cradle/kcradle"),
-            bundle: Path::new("/run/kraud/pods/ab"),
-            writable: vec!["/zone/pods/ab".into()],
             memory_mib: 512,
-            files: vec![NamedFile { name: "block0".into(), path: "/dev/zvol/zone/db".into() }],
+            files: vec![NamedFile { name: "block0".into(), path: "/dev/zvol/zone/db".into(), access: Access::Write }],
+            sockets: Vec::new(),
         };
         let properties = monitor(unit);
         let find =
             |name: &str| properties.iter().find(|(n, _)| *n == name).map(|(_, v)| format!("{v:?}")).unwrap_or_default();
         let exec = find("ExecStart");
-        for word in
-            ["--reuid=200007", "--regid=200007", "--groups=106", "--bounding-set=-all", "--no-new-privs", "kcradle"]
-        {
+        for word in [
+            "--reuid=200007",
+            "--regid=200007",
+            "--clear-groups",
+            "fd:bundle",
+            "--bounding-set=-all",
+            "--no-new-privs",
+            "kcradle",
+        ] {
             assert!(exec.contains(word), "{word} is missing in {exec}");
         }
         assert!(find("MemoryMax").contains(&((512u64 + 64) << 20).to_string()));
         assert!(find("DevicePolicy").contains("closed"));
         let open = properties.iter().find(|(n, _)| *n == "OpenFile").map(|(_, v)| v.value_signature().to_string());
         assert_eq!(open.as_deref(), Some("a(sst)"));
+        assert!(find("DeviceAllow").contains("/dev/zvol/zone/db"));
     }
 
     #[test]

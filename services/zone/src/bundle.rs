@@ -12,6 +12,9 @@ pub const BUNDLE_FILE: &str = "cradle.json";
 /// A microVM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bundle {
+    /// KVM; none opens /dev/kvm.
+    #[serde(default)]
+    pub kvm: Option<PathBuf>,
     /// Virtual CPUs, 1 to 64.
     pub vcpus: u8,
     /// Guest memory, MiB.
@@ -80,6 +83,9 @@ pub struct Net {
     pub tap: String,
     /// The guest's MAC address.
     pub mac: String,
+    /// An open /dev/net/tun to attach the tap through; none opens it.
+    #[serde(default)]
+    pub tun: Option<PathBuf>,
 }
 
 /// A directory shared by virtiofs.

@@ -102,6 +102,7 @@ fn spec(id: &str, start: Start) -> GuestSpec {
 
 fn bundle(options: &Options, kernel: PathBuf, initramfs: PathBuf, extents: Vec<Extent>) -> Bundle {
     Bundle {
+        kvm: None,
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
         kernel,
