@@ -17,6 +17,7 @@ mod jail;
 mod logs;
 mod memory;
 mod plug;
+mod plugger;
 mod run;
 mod seccomp;
 mod serial;

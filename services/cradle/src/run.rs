@@ -11,6 +11,7 @@ use crate::cpu;
 use crate::epoll::{Epoll, EventFlags};
 use crate::jail;
 use crate::memory::{self, Mem};
+use crate::plugger::Plugger;
 use crate::say;
 use crate::seccomp::{self, Role};
 use crate::serial::{self, Serial};
@@ -27,6 +28,7 @@ use crate::vm::Vm;
 use crate::worker::{self, Orders};
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -163,7 +165,8 @@ impl Machine {
             shares.push(Fs::new(builder.add(identity)?, mem.clone(), daemon, &share.tag));
         }
         let (mut lines, devices) = (builder.lines, builder.devices);
-        let spare: Vec<SpareSlot> = (0..bundle.spare_slots).map(|_| SpareSlot::default()).collect();
+        // One more, for the balloon.
+        let spare: Vec<SpareSlot> = (0..=bundle.spare_slots).map(|_| SpareSlot::default()).collect();
         lines.extend((devices.len()..devices.len() + spare.len()).map(line_of));
         let control = bundle.control.as_ref().map(|name| names.listen_for_control(name)).transpose()?;
         let serial = match &bundle.console {
@@ -240,14 +243,11 @@ impl Machine {
             cpus.push((id, cpu));
         }
         let bus = Arc::new(Bus { devices, spare: self.spare, serial: self.serial });
-        let orders =
-            self.control.as_ref().map(|_| Orders::new()).transpose().context("cannot make event descriptors")?;
-        let worker = usize::from(!disks.is_empty() || orders.is_some());
-        let crew = Crew { end: end.clone(), confined: Arc::new(Barrier::new(cpus.len() + nets.len() + worker + 1)) };
-        if worker > 0 {
-            let (role, orders) = (Role::Disks { plug: orders.is_some() }, orders.clone());
-            crew.hire("disks", role, move || worker::work(disks, orders.as_deref()))?;
-        }
+        let orders = Orders::new().context("cannot make event descriptors")?;
+        let plug = self.control.is_some();
+        let crew = Crew { end: end.clone(), confined: Arc::new(Barrier::new(cpus.len() + nets.len() + 2)) };
+        let its_orders = orders.clone();
+        crew.hire("disks", Role::Disks { plug }, move || worker::work(disks, &its_orders))?;
         for net in nets {
             crew.hire("net", Role::Net, move || net.work())?;
         }
@@ -258,15 +258,11 @@ impl Machine {
                 Ok(())
             })?;
         }
-        let role = Role::Main { plug: self.control.is_some() };
-        // The machine's descriptor stays open to the end: with it, KVM would let go of the interrupt lines.
-        let (mut control, _machine) = match self.control.zip(orders) {
-            Some((listener, orders)) => {
-                (Some(Control::new(listener, TOKEN_CONTROL, &epoll, (vm, mem, bus), orders)?), None)
-            }
-            None => (None, Some(vm)),
-        };
-        seccomp::confine(&seccomp::filter(role)?)?;
+        // The machine's descriptor stays open to the end: without it, KVM would let go of the interrupt lines.
+        let mut plugger = Plugger { vm, mem, bus, orders, plugged: BTreeMap::new() };
+        let control = self.control.map(|listener| Control::new(listener, TOKEN_CONTROL, &epoll));
+        let mut control = control.transpose()?;
+        seccomp::confine(&seccomp::filter(Role::Main { plug })?)?;
         crew.confined.wait();
 
         let mut events = Vec::new();
@@ -279,7 +275,7 @@ impl Machine {
                     TOKEN_STREAMS.. => vsock.stream_event(token, flags),
                     TOKEN_CONTROL..TOKEN_CONTROL_END => {
                         if let Some(control) = &mut control {
-                            control.event(token, &epoll);
+                            control.event(token, &epoll, &mut plugger);
                         }
                     }
                     token => {
@@ -293,6 +289,11 @@ impl Machine {
             }
             // Also at the end: what the guest sent before is taken first.
             vsock.serve(&epoll).context("cannot serve the guest's sockets")?;
+            if vsock.became_ready()
+                && let Err(error) = plugger.plug_balloon()
+            {
+                say(&format!("the guest's free memory stays with it: {error:#}"));
+            }
             match end.code() {
                 Some(vcpu::ENDED) if vsock.log_is_open() => {
                     say(

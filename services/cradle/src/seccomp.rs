@@ -86,7 +86,9 @@ const PLUG: &[libc::c_long] = &[libc::SYS_eventfd2, libc::SYS_lseek];
 /// When the filter cannot be built.
 pub fn filter(role: Role) -> Result<BpfProgram> {
     let (lists, ioctls): (&[&[libc::c_long]], &[u64]) = match role {
-        Role::Main { plug: false } => (&[COMMON, EPOLL, SOCKETS, FILES], &[]),
+        Role::Main { plug: false } => {
+            (&[COMMON, EPOLL, SOCKETS, FILES, &[libc::SYS_eventfd2]], &[KVM_IRQFD, KVM_IOEVENTFD])
+        }
         Role::Main { plug: true } => {
             (&[COMMON, EPOLL, SOCKETS, FILES, PLUG], &[KVM_IRQFD, KVM_IOEVENTFD, net::TUNSETIFF, net::TUNSETVNETHDRSZ])
         }

@@ -3,6 +3,7 @@
 //! Waiting for one disk's host keeps the others waiting; a container's disks have the same host mostly.
 
 use crate::epoll::{Epoll, EventFlags};
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::net::Net;
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ pub enum Backend {
     Disk(Block),
     /// An interface that came late.
     Net(Net),
+    /// What takes back memory.
+    Balloon(Balloon),
 }
 
 impl Backend {
@@ -25,12 +28,14 @@ impl Backend {
         match self {
             Self::Disk(disk) => disk.watch(epoll, token),
             Self::Net(net) => net.watch(epoll, token),
+            Self::Balloon(balloon) => balloon.watch(epoll, token),
         }
     }
 
     fn serve(&mut self) {
         match self {
             Self::Disk(disk) => disk.serve(),
+            Self::Balloon(balloon) => balloon.serve(),
             // A batch at a time: the disks come in between.
             Self::Net(net) => {
                 if net.serve() {
@@ -83,7 +88,7 @@ impl Orders {
 ///
 /// # Errors
 /// When the process has no more descriptors.
-pub fn work(disks: Vec<Block>, orders: Option<&Orders>) -> io::Result<()> {
+pub fn work(disks: Vec<Block>, orders: &Orders) -> io::Result<()> {
     let mut epoll = Epoll::new()?;
     let mut backends: BTreeMap<u64, Backend> = BTreeMap::new();
     // Windows are few: from the half on, tokens are the first disks'.
@@ -92,16 +97,14 @@ pub fn work(disks: Vec<Block>, orders: Option<&Orders>) -> io::Result<()> {
         disk.watch(&epoll, token)?;
         backends.insert(token, Backend::Disk(disk));
     }
-    if let Some(orders) = orders {
-        epoll.add(&orders.event, TOKEN_ORDERS, EventFlags::IN | EventFlags::ET)?;
-    }
+    epoll.add(&orders.event, TOKEN_ORDERS, EventFlags::IN | EventFlags::ET)?;
     let mut events = Vec::new();
     loop {
         epoll.wait(&mut events)?;
         for (token, _) in events.drain(..) {
             if let Some(backend) = backends.get_mut(&token) {
                 backend.serve();
-            } else if let (TOKEN_ORDERS, Some(orders)) = (token, orders) {
+            } else if token == TOKEN_ORDERS {
                 let waiting = std::mem::take(&mut *orders.waiting.lock().unwrap_or_else(PoisonError::into_inner));
                 for order in waiting {
                     match order {

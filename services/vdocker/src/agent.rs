@@ -90,6 +90,17 @@ impl Agent {
         }
     }
 
+    /// Waits for the last container for this long; true when some still run.
+    pub fn still_runs_after(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let mut activity = self.activity();
+        while activity.running > 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return true };
+            (activity, _) = self.changed.wait_timeout(activity, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        false
+    }
+
     /// Counts a client that output is sent to, until the guard is dropped.
     pub fn stream(self: &Arc<Self>) -> StreamGuard {
         self.change(|a| a.streams += 1);

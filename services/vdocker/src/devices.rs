@@ -38,6 +38,20 @@ pub fn leaves(device: &str) -> Result<Answer, Refusal> {
     Ok(Response::empty(204).into())
 }
 
+/// The balloon's slot is the last one, and filled while the containers start: its driver is bound when they have had their time.
+/// Without it the guest's free memory stays with it, which is no failure.
+pub fn bind_balloon() {
+    let number = |name: &str| name.strip_prefix("virtio-mmio.")?.parse::<u32>().ok();
+    let Ok(names) = fs::read_dir(DEVICES) else { return };
+    let last = names.filter_map(|entry| number(entry.ok()?.file_name().to_str()?)).max();
+    if let Some(last) = last {
+        let name = format!("virtio-mmio.{last}");
+        if !Path::new(DEVICES).join(&name).join("driver").exists() {
+            let _ = fs::write(Path::new(DRIVER).join("bind"), name);
+        }
+    }
+}
+
 fn place(device: &str) -> Result<PathBuf, Refusal> {
     let number = device.strip_prefix("virtio-mmio.").unwrap_or_default();
     let place = Path::new(DEVICES).join(device);

@@ -46,6 +46,10 @@ mod user;
 mod volumes;
 
 use platform::Platform;
+use std::time::Duration;
+
+/// How long a container runs before its guest begins to give free memory back.
+const BALLOON_DELAY: Duration = Duration::from_secs(1);
 
 /// The C library's entry.
 #[cfg(not(test))]
@@ -66,6 +70,10 @@ fn run(platform: Platform) -> libc::c_int {
     sys::ignore_sigpipe();
     match boot::boot(platform) {
         Ok(agent) => {
+            // A container that is over at once pays nothing for memory that it would give back.
+            if agent.platform.is_guest() && agent.still_runs_after(BALLOON_DELAY) {
+                devices::bind_balloon();
+            }
             agent.wait_for_containers();
             power::finish(&agent)
         }

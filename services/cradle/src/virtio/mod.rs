@@ -4,6 +4,7 @@
 //! Between them is a [`Slot`]: the queues, snapshot when the driver said DRIVER_OK, and from then on only the backend's, until
 //! a reset takes them away under the slot's lock. Event descriptors are waited for edge-triggered and never read: one call less.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod fs;

@@ -42,6 +42,8 @@ struct Sockets {
     listener_token: u64,
     /// The agent answers: connections are accepted.
     ready: bool,
+    /// Nobody has been told yet that it does.
+    news: bool,
     listener_ready: bool,
     log: Option<Box<LogFiles>>,
     log_wanted: bool,
@@ -70,6 +72,7 @@ impl Vsock {
             listener,
             listener_token: token,
             ready: false,
+            news: false,
             listener_ready: false,
             log_wanted: log.is_some(),
             log: log.map(Box::new),
@@ -86,6 +89,11 @@ impl Vsock {
     #[must_use]
     pub fn log_is_open(&self) -> bool {
         self.sockets.log_wanted && self.sockets.log.is_none()
+    }
+
+    /// The agent has begun to answer, since this was asked last.
+    pub fn became_ready(&mut self) -> bool {
+        std::mem::take(&mut self.sockets.news)
     }
 
     /// A client waits at the agent's socket.
@@ -288,6 +296,7 @@ impl Sockets {
             READY_PORT => {
                 if !self.ready {
                     self.ready = true;
+                    self.news = true;
                     // A second time after a reset: it is still in the set.
                     match epoll.add(&self.listener, self.listener_token, EventFlags::IN | EventFlags::ET) {
                         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

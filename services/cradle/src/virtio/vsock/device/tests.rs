@@ -37,6 +37,7 @@ impl Guest {
             listener,
             listener_token: 1,
             ready: false,
+            news: false,
             listener_ready: false,
             log_wanted: true,
             log: Some(Box::new(LogFiles::open(files, 1 << 20).unwrap())),
