@@ -254,9 +254,9 @@ mod tests {
         check(&bundle()).unwrap();
         assert!(problem(|b| b.vcpus = 0).contains("vcpus"));
         assert!(problem(|b| b.memory_mib = 8).contains("memory_mib"));
-        assert!(problem(|b| b.disks = vec![Disk { extents: vec![], read_only: true }]).contains("disk 0"));
+        assert!(problem(|b| b.disks = vec![Disk { read_only: true, ..Disk::default() }]).contains("disk 0"));
         let extent = Extent { path: "x".into(), offset: 0, len: 0 };
-        let two = Disk { extents: vec![extent.clone(), extent], read_only: false };
+        let two = Disk { extents: vec![extent.clone(), extent], ..Disk::default() };
         assert!(problem(|b| b.disks = vec![two]).contains("writable"));
     }
 

@@ -2,12 +2,16 @@
 //!
 //! Level-triggered unless the caller asks otherwise; a token is whatever the caller wants to see again.
 
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Instant;
 
 pub use rustix::event::epoll::EventFlags;
+
+/// Nothing waits longer at once, so that the number fits everywhere.
+const MAX_WAIT_MS: u128 = 3_600_000;
 
 /// What is waited for.
 pub struct Epoll {
@@ -39,9 +43,22 @@ impl Epoll {
     /// # Errors
     /// Never but for a broken set.
     pub fn wait(&mut self, out: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
+        self.wait_until(None, out)
+    }
+
+    /// Waits until something happens or the time has come.
+    ///
+    /// # Errors
+    /// Never but for a broken set.
+    pub fn wait_until(&mut self, until: Option<Instant>, out: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
         loop {
             self.buffer.clear();
-            match epoll::wait(&self.fd, rustix::buffer::spare_capacity(&mut self.buffer), None) {
+            // Rounded up: the kernel counts milliseconds, and too early would be a busy loop.
+            let timeout = until.map(|until| {
+                let left = until.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000).min(MAX_WAIT_MS);
+                Timespec { tv_sec: (left / 1000) as i64, tv_nsec: (left % 1000) as i64 * 1_000_000 }
+            });
+            match epoll::wait(&self.fd, rustix::buffer::spare_capacity(&mut self.buffer), timeout.as_ref()) {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

@@ -8,6 +8,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod boot;
+mod bucket;
 mod bundle;
 mod bus;
 mod control;

@@ -151,13 +151,13 @@ impl Machine {
         for (index, disk) in bundle.disks.iter().enumerate() {
             let extents = open_disk(disk, names).with_context(|| format!("cannot open disk {index}"))?;
             let slot = builder.add(block::identity(&extents))?;
-            disks.push(Block::new(slot, mem.clone(), extents));
+            disks.push(Block::new(slot, mem.clone(), extents).limited(disk.read, disk.write));
         }
         let mut nets = Vec::new();
         for net in &bundle.nets {
             let identity = net::identity(net::parse_mac(&net.mac)?);
             let tap = net::attach(names.tun(net.tun.as_deref())?, &net.tap)?;
-            nets.push(Net::new(builder.add(identity)?, mem.clone(), tap));
+            nets.push(Net::new(builder.add(identity)?, mem.clone(), tap).limited(net.receive, net.send));
         }
         let mut shares = Vec::new();
         for share in &bundle.shares {

@@ -5,10 +5,11 @@
 use crate::epoll::{Epoll, EventFlags};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
-use crate::virtio::net::Net;
+use crate::virtio::net::{Net, Turn};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 const TOKEN_ORDERS: u64 = u64::MAX;
@@ -32,23 +33,30 @@ impl Backend {
         }
     }
 
-    fn serve(&mut self) {
+    /// Does what there is to do; gives when it wants to go on, if it may not now.
+    fn serve(&mut self) -> Option<Instant> {
         match self {
             Self::Disk(disk) => disk.serve(),
-            Self::Balloon(balloon) => balloon.serve(),
-            // A batch at a time: the disks come in between.
-            Self::Net(net) => {
-                if net.serve() {
-                    net.again();
-                }
+            Self::Balloon(balloon) => {
+                balloon.serve();
+                None
             }
+            // A batch at a time: the disks come in between.
+            Self::Net(net) => match net.serve() {
+                Turn::More => {
+                    net.again();
+                    None
+                }
+                Turn::Done => None,
+                Turn::Blocked(until) => Some(until),
+            },
         }
     }
 }
 
 /// What the main thread wants of the worker. Windows on the bus are the numbers.
 enum Order {
-    Take(u64, Backend),
+    Take(u64, Box<Backend>),
     Drop(u64),
 }
 
@@ -70,12 +78,26 @@ impl Orders {
 
     /// Serve this from now on, for this window.
     pub fn take(&self, window: usize, backend: Backend) {
-        self.send(Order::Take(window as u64, backend));
+        self.send(Order::Take(window as u64, Box::new(backend)));
     }
 
     /// Serve the window's device no more.
     pub fn leave(&self, window: usize) {
         self.send(Order::Drop(window as u64));
+    }
+
+    fn perform(&self, backends: &mut BTreeMap<u64, Backend>, epoll: &Epoll) -> io::Result<()> {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for order in waiting {
+            match order {
+                Order::Take(window, backend) => {
+                    backend.watch(epoll, window)?;
+                    backends.insert(window, *backend);
+                }
+                Order::Drop(window) => drop(backends.remove(&window)),
+            }
+        }
+        Ok(())
     }
 
     fn send(&self, order: Order) {
@@ -99,22 +121,22 @@ pub fn work(disks: Vec<Block>, orders: &Orders) -> io::Result<()> {
     }
     epoll.add(&orders.event, TOKEN_ORDERS, EventFlags::IN | EventFlags::ET)?;
     let mut events = Vec::new();
+    // Who may not go on before when.
+    let mut blocked: BTreeMap<u64, Instant> = BTreeMap::new();
     loop {
-        epoll.wait(&mut events)?;
+        epoll.wait_until(blocked.values().min().copied(), &mut events)?;
+        if !blocked.is_empty() {
+            let now = Instant::now();
+            events
+                .extend(blocked.iter().filter(|(_, until)| **until <= now).map(|(token, _)| (*token, EventFlags::IN)));
+        }
         for (token, _) in events.drain(..) {
-            if let Some(backend) = backends.get_mut(&token) {
-                backend.serve();
-            } else if token == TOKEN_ORDERS {
-                let waiting = std::mem::take(&mut *orders.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-                for order in waiting {
-                    match order {
-                        Order::Take(window, backend) => {
-                            backend.watch(&epoll, window)?;
-                            backends.insert(window, backend);
-                        }
-                        Order::Drop(window) => drop(backends.remove(&window)),
-                    }
-                }
+            if token == TOKEN_ORDERS {
+                orders.perform(&mut backends, &epoll)?;
+            } else if let Some(until) = backends.get_mut(&token).and_then(Backend::serve) {
+                blocked.insert(token, until);
+            } else if !blocked.is_empty() {
+                blocked.remove(&token);
             }
         }
     }

@@ -22,6 +22,8 @@ fn spec(desired: Desired, starts: u64) -> PodSpec {
         stop_grace_s: 10,
         memory_mib: 128,
         vcpus: 1,
+        disk_read: zone::bundle::Rate::default(),
+        disk_write: zone::bundle::Rate::default(),
         endpoints: Vec::new(),
         hostname: "h".into(),
         domainname: String::new(),

@@ -136,9 +136,10 @@ pub fn plan(view: &View, places: &Places, run: u32, now_ns: u64) -> Result<Plan,
     let mut containers = Vec::new();
     for (index, container) in spec.containers.iter().enumerate() {
         let extents = passed.extents(&format!("image{index}"), image(view, container)?);
-        disks.push(Disk { extents, read_only: true });
+        disks.push(Disk { extents, read_only: true, read: spec.disk_read, write: spec.disk_write });
         let layer = passed.file(format!("layer{index}"), places.layer(index), Access::Write);
-        disks.push(Disk { extents: vec![Extent { path: layer, offset: 0, len: 0 }], read_only: false });
+        let extents = vec![Extent { path: layer, offset: 0, len: 0 }];
+        disks.push(Disk { extents, read_only: false, read: spec.disk_read, write: spec.disk_write });
         containers.push(guest_container(container, disks.len() - 2));
     }
     let (attached, dirs, blocks) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -155,7 +156,7 @@ pub fn plan(view: &View, places: &Places, run: u32, now_ns: u64) -> Result<Plan,
     let shares = dirs.iter().enumerate().map(&mut share).collect();
     let mut net = |(i, e): (usize, &EndpointStatus)| {
         let tun = Some(passed.file(format!("tun{i}"), "/dev/net/tun", Access::Write));
-        Net { tap: e.tap.clone(), mac: e.mac.clone(), tun }
+        Net { tap: e.tap.clone(), mac: e.mac.clone(), tun, ..Net::default() }
     };
     let nets = endpoints.iter().enumerate().map(&mut net).collect();
     let max_bytes =
@@ -267,7 +268,7 @@ impl Volumes<'_> {
             Mount::Image { image, target, subpath } => {
                 let extents = disk_of(self.view, image, image.as_str())?;
                 let extents = self.passed.extents(&format!("mount{}", self.disks.len()), extents);
-                self.disks.push(Disk { extents, read_only: true });
+                self.disks.push(Disk { extents, read_only: true, ..Disk::default() });
                 let (target, subpath) = (target.clone(), subpath.clone());
                 GuestMount::Image { disk: self.disks.len() - 1, target, subpath }
             }
@@ -321,7 +322,9 @@ impl Volumes<'_> {
                     return Ok(attached.clone());
                 }
                 let path = self.passed.file(format!("block{}", self.blocks.len()), device, Access::Write);
-                self.disks.push(Disk { extents: vec![Extent { path, offset: 0, len: 0 }], read_only: false });
+                let extents = vec![Extent { path, offset: 0, len: 0 }];
+                let (read, write) = (self.view.pod.spec.disk_read, self.view.pod.spec.disk_write);
+                self.disks.push(Disk { extents, read_only: false, read, write });
                 self.blocks.push(name.clone());
                 Attached::Disk(self.disks.len() - 1)
             }

@@ -99,7 +99,7 @@ fn the_guest_knows_its_gateway_and_where_to_ask() {
     assert!(plan.guest.nics[0].default_route);
     assert_eq!(
         plan.bundle.nets,
-        [Net { tap: "kp0".into(), mac: "02:42:0a:00:00:02".into(), tun: Some("fd:tun0".into()) }]
+        [Net { tap: "kp0".into(), mac: "02:42:0a:00:00:02".into(), tun: Some("fd:tun0".into()), ..Net::default() }]
     );
 }
 

@@ -55,12 +55,37 @@ pub struct Bundle {
 }
 
 /// A disk: a list of pieces shown to the guest as one flat device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The pieces, in order. A writable disk has exactly one.
     pub extents: Vec<Extent>,
     /// The guest cannot write.
     pub read_only: bool,
+    /// How fast it may be read.
+    #[serde(default, skip_serializing_if = "Rate::is_unlimited")]
+    pub read: Rate,
+    /// How fast it may be written, discarded and flushed.
+    #[serde(default, skip_serializing_if = "Rate::is_unlimited")]
+    pub write: Rate,
+}
+
+/// How fast something may be used; 0 is without a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Requests or packets.
+    #[serde(default)]
+    pub operations_per_second: u64,
+    /// Bytes of data.
+    #[serde(default)]
+    pub bytes_per_second: u64,
+}
+
+impl Rate {
+    /// Neither limit is there.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A piece of a disk.
@@ -77,7 +102,7 @@ pub struct Extent {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Net {
     /// The name of a tap that exists and that the monitor's uid owns.
     pub tap: String,
@@ -86,6 +111,12 @@ pub struct Net {
     /// An open /dev/net/tun to attach the tap through; none opens it.
     #[serde(default)]
     pub tun: Option<PathBuf>,
+    /// How fast the guest may receive.
+    #[serde(default, skip_serializing_if = "Rate::is_unlimited")]
+    pub receive: Rate,
+    /// How fast the guest may send.
+    #[serde(default, skip_serializing_if = "Rate::is_unlimited")]
+    pub send: Rate,
 }
 
 /// A directory shared by virtiofs.

@@ -10,6 +10,7 @@
 //! `starts` counts the requests to start, so that a start after an exit is told apart from the one before it:
 //! the answer to start request N is the first status with `starts == N` that is `running` or `exited`.
 
+use crate::bundle::Rate;
 use crate::ids::{ContainerId, EndpointId, ImageId, PodId, VolumeName};
 use crate::resource::Kind;
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,12 @@ pub struct PodSpec {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// How fast each of its disks may be read.
+    #[serde(default, skip_serializing_if = "Rate::is_unlimited")]
+    pub disk_read: Rate,
+    /// How fast each of its disks may be written.
+    #[serde(default, skip_serializing_if = "Rate::is_unlimited")]
+    pub disk_write: Rate,
     /// Its places on networks, in the order of the guest's interfaces; empty means no network.
     #[serde(default)]
     pub endpoints: Vec<EndpointId>,

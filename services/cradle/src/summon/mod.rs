@@ -109,7 +109,7 @@ fn bundle(options: &Options, kernel: PathBuf, initramfs: PathBuf, extents: Vec<E
         initramfs,
         guest_spec: SPEC.into(),
         cmdline: String::new(),
-        disks: vec![Disk { extents, read_only: true }],
+        disks: vec![Disk { extents, read_only: true, ..Disk::default() }],
         nets: Vec::new(),
         shares: Vec::new(),
         agent: "agent.sock".into(),

@@ -146,8 +146,10 @@ fn the_disk_survives() {
     let mut disk = Extents::new(false);
     disk.push(file, 0, 0).unwrap();
     let victim = Victim::new(block::identity(&disk));
-    let block = Block::new(victim.slot.clone(), victim.mem.clone(), disk);
-    victim.torment(|| block.serve());
+    let mut block = Block::new(victim.slot.clone(), victim.mem.clone(), disk);
+    victim.torment(|| {
+        block.serve();
+    });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::chain::Chain;
 use super::{F_EVENT_IDX, F_INDIRECT, Identity, Slot, look_again, notify};
+use crate::bucket::Limiter;
 use crate::epoll::{Epoll, EventFlags};
 use crate::memory::Mem;
 use anyhow::{Context, Result, bail};
@@ -13,8 +14,10 @@ use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
+use std::time::Instant;
 use virtio_queue::{Queue, QueueT as _};
 use vm_memory::Bytes as _;
+use zone::bundle::Rate;
 
 const KIND: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
@@ -132,13 +135,22 @@ pub struct Net {
     packet: Vec<u8>,
     waiting: usize,
     epoch: u32,
+    /// To the guest, from the guest.
+    limits: [Limiter; 2],
 }
 
 impl Net {
     /// For this slot.
     #[must_use]
     pub fn new(slot: Arc<Slot>, mem: Arc<Mem>, tap: File) -> Self {
-        Self { slot, mem, tap, packet: vec![0; MAX_PACKET], waiting: 0, epoch: 0 }
+        let limits = [Limiter::new(Rate::default()), Limiter::new(Rate::default())];
+        Self { slot, mem, tap, packet: vec![0; MAX_PACKET], waiting: 0, epoch: 0, limits }
+    }
+
+    /// With these limits.
+    #[must_use]
+    pub fn limited(self, receive: Rate, send: Rate) -> Self {
+        Self { limits: [Limiter::new(receive), Limiter::new(send)], ..self }
     }
 
     /// Moves packets, forever.
@@ -148,11 +160,17 @@ impl Net {
     pub fn work(mut self) -> io::Result<()> {
         let mut epoll = Epoll::new()?;
         self.watch(&epoll, 0)?;
-        let mut events = Vec::new();
+        let (mut events, mut until) = (Vec::new(), None);
         loop {
-            epoll.wait(&mut events)?;
+            epoll.wait_until(until, &mut events)?;
             events.clear();
-            while self.serve() {}
+            until = loop {
+                match self.serve() {
+                    Turn::More => {}
+                    Turn::Done => break None,
+                    Turn::Blocked(until) => break Some(until),
+                }
+            };
         }
     }
 
@@ -173,22 +191,27 @@ impl Net {
         let _ = self.slot.changed.write(1);
     }
 
-    /// A turn of both directions; true when there may be more to do.
-    pub fn serve(&mut self) -> bool {
+    /// A turn of both directions.
+    pub fn serve(&mut self) -> Turn {
         let slot = self.slot.clone();
         let mem = self.mem.clone();
         let mut active = slot.active();
-        let Some(active) = active.as_mut() else { return false };
+        let Some(active) = active.as_mut() else { return Turn::Done };
         if active.epoch != self.epoch {
             self.epoch = active.epoch;
             self.waiting = 0;
             self.set_offloads(active.features);
         }
         let merge = active.features & F_MERGE_BUFFERS != 0;
-        let [rx, tx] = active.queues.as_mut_slice() else { return false };
+        let [rx, tx] = active.queues.as_mut_slice() else { return Turn::Done };
         let sent = self.transmit(tx, &mem);
         let received = self.receive(rx, &mem, merge);
-        sent || received
+        match (sent, received) {
+            (Turn::More, _) | (_, Turn::More) => Turn::More,
+            (Turn::Blocked(a), Turn::Blocked(b)) => Turn::Blocked(a.min(b)),
+            (Turn::Blocked(until), Turn::Done) | (Turn::Done, Turn::Blocked(until)) => Turn::Blocked(until),
+            (Turn::Done, Turn::Done) => Turn::Done,
+        }
     }
 
     fn set_offloads(&self, features: u64) {
@@ -202,18 +225,24 @@ impl Net {
         unsafe { libc::ioctl(self.tap.as_raw_fd(), TUNSETOFFLOAD, offloads) };
     }
 
-    /// Guest to tap; true when the batch was full.
-    fn transmit(&self, queue: &mut Queue, mem: &Mem) -> bool {
+    /// Guest to tap.
+    fn transmit(&mut self, queue: &mut Queue, mem: &Mem) -> Turn {
         let (mut count, mut idle) = (0, 0);
-        loop {
+        let turn = loop {
             let _ = queue.disable_notification(mem);
             let before = count;
+            let mut blocked = None;
             while count < BATCH {
+                blocked = self.limits[TX].blocked_until();
+                if blocked.is_some() {
+                    break;
+                }
                 let Some(chain) = queue.pop_descriptor_chain(mem) else { break };
                 count += 1;
                 let head = chain.head_index();
                 if let Ok(chain) = Chain::collect(chain, mem, MAX_PACKET) {
                     let iovecs = chain.readable.iovecs(usize::MAX);
+                    self.limits[TX].done(chain.readable.len().saturating_sub(HEADER) as u64);
                     // SAFETY: each iovec is a checked slice of guest memory that stays mapped while `chain` borrows it. What the
                     // tap cannot take is lost, as on any wire.
                     unsafe {
@@ -221,38 +250,54 @@ impl Net {
                     };
                 }
                 if queue.add_used(mem, head, 0).is_err() {
-                    return false;
+                    return Turn::Done;
                 }
             }
-            if count >= BATCH || !look_again(queue, mem, count > before, &mut idle) {
-                break;
+            if let Some(until) = blocked {
+                break Turn::Blocked(until);
             }
-        }
+            if count >= BATCH {
+                break Turn::More;
+            }
+            if !look_again(queue, mem, count > before, &mut idle) {
+                break Turn::Done;
+            }
+        };
         if count > 0 {
             notify(&self.slot, queue, mem);
         }
-        count >= BATCH
+        turn
     }
 
-    /// Tap to guest; true when the batch was full.
-    fn receive(&mut self, queue: &mut Queue, mem: &Mem, merge: bool) -> bool {
+    /// Tap to guest.
+    fn receive(&mut self, queue: &mut Queue, mem: &Mem, merge: bool) -> Turn {
         let (mut count, mut idle) = (0, 0);
         let _ = queue.disable_notification(mem);
+        let mut turn = Turn::More;
         while count < BATCH {
+            if let Some(until) = self.limits[RX].blocked_until() {
+                turn = Turn::Blocked(until);
+                break;
+            }
             if self.waiting == 0 {
                 match self.tap.read(&mut self.packet) {
                     Ok(len) => self.waiting = len,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(_) => break,
+                    Err(_) => {
+                        turn = Turn::Done;
+                        break;
+                    }
                 }
             }
             if !deliver(queue, mem, &self.packet[..self.waiting], merge) {
                 // No room: the driver's next doorbell wakes us.
                 if !look_again(queue, mem, false, &mut idle) {
+                    turn = Turn::Done;
                     break;
                 }
                 continue;
             }
+            self.limits[RX].done(self.waiting.saturating_sub(HEADER) as u64);
             idle = 0;
             self.waiting = 0;
             count += 1;
@@ -260,8 +305,19 @@ impl Net {
         if count > 0 {
             notify(&self.slot, queue, mem);
         }
-        count >= BATCH
+        turn
     }
+}
+
+/// How a turn of the device ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There may be more to do.
+    More,
+    /// An event brings more.
+    Done,
+    /// There is more, which may be done then.
+    Blocked(Instant),
 }
 
 /// Puts a packet into buffers; false, and nothing is used, when there are not enough. A packet that can never fit is dropped.

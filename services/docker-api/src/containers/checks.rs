@@ -3,11 +3,12 @@
 //! Pure functions. An option that this engine would silently ignore, although a program depends on it, is refused; one
 //! that only tunes is accepted with a warning.
 
-use super::request::{HostConfig, RestartPolicyRequest, Words};
+use super::request::{DeviceRate, HostConfig, RestartPolicyRequest, Words};
 use crate::errors::{Failure, Result};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use zone::Resource;
+use zone::bundle::Rate;
 use zone::endpoint::{Protocol, PublishedPort};
 use zone::image::Image;
 use zone::pod::{RestartPolicy, Ulimit};
@@ -216,6 +217,14 @@ pub fn ulimits(host: &HostConfig) -> Result<Vec<Ulimit>> {
             Ok(Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
         })
         .collect()
+}
+
+/// The smallest of the limits that were given for devices.
+pub fn rate(bytes: Option<&Vec<DeviceRate>>, operations: Option<&Vec<DeviceRate>>) -> Rate {
+    let least = |limits: Option<&Vec<DeviceRate>>| {
+        limits.into_iter().flatten().map(|limit| limit.rate).filter(|rate| *rate > 0).min().unwrap_or_default()
+    };
+    Rate { operations_per_second: least(operations), bytes_per_second: least(bytes) }
 }
 
 /// Size of the writable layer from `StorageOpt`; 0 means the default.

@@ -178,6 +178,14 @@ impl Draft<'_> {
             stop_grace_s: self.request.stop_timeout.unwrap_or(10),
             memory_mib: checks::vm_memory_mib(self.host.memory.unwrap_or_default()),
             vcpus: checks::vcpus(self.host),
+            disk_read: checks::rate(
+                self.host.blkio_device_read_bps.as_ref(),
+                self.host.blkio_device_read_iops.as_ref(),
+            ),
+            disk_write: checks::rate(
+                self.host.blkio_device_write_bps.as_ref(),
+                self.host.blkio_device_write_iops.as_ref(),
+            ),
             endpoints: endpoints.iter().map(|(id, _)| id.clone()).collect(),
             hostname,
             domainname: self.request.domainname.clone().unwrap_or_default(),

@@ -85,6 +85,12 @@ pub struct HostConfig {
     pub memory_swap: Option<i64>,
     pub memory_reservation: Option<i64>,
     pub nano_cpus: Option<i64>,
+    pub blkio_device_read_bps: Option<Vec<DeviceRate>>,
+    pub blkio_device_write_bps: Option<Vec<DeviceRate>>,
+    #[serde(rename = "BlkioDeviceReadIOps")]
+    pub blkio_device_read_iops: Option<Vec<DeviceRate>>,
+    #[serde(rename = "BlkioDeviceWriteIOps")]
+    pub blkio_device_write_iops: Option<Vec<DeviceRate>>,
     pub cpu_period: Option<i64>,
     pub cpu_quota: Option<i64>,
     pub pids_limit: Option<i64>,
@@ -213,4 +219,11 @@ pub struct EndpointConfig {
 pub struct EndpointIpam {
     #[serde(rename = "IPv4Address")]
     pub ipv4: Option<String>,
+}
+
+/// A limit of `--device-read-bps` and its like. A guest has disks of its own: whatever device is named, the limit is for each of them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DeviceRate {
+    pub rate: u64,
 }

@@ -35,6 +35,8 @@ impl Zone {
             stop_grace_s: 10,
             memory_mib: 64,
             vcpus: 1,
+            disk_read: zone::bundle::Rate::default(),
+            disk_write: zone::bundle::Rate::default(),
             endpoints: Vec::new(),
             hostname: String::new(),
             domainname: String::new(),

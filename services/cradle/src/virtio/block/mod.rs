@@ -6,13 +6,17 @@ pub mod extents;
 pub mod request;
 
 use self::extents::Extents;
+use self::request::Header;
 use super::chain::Chain;
 use super::{F_EVENT_IDX, F_INDIRECT, Identity, Slot, look_again, notify};
+use crate::bucket::Limiter;
 use crate::epoll::{Epoll, EventFlags};
 use crate::memory::Mem;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 use virtio_queue::QueueT as _;
+use zone::bundle::Rate;
 
 const KIND: u32 = 2;
 const QUEUE_SIZE: u16 = 128;
@@ -52,13 +56,21 @@ pub struct Block {
     slot: Arc<Slot>,
     mem: Arc<Mem>,
     disk: Extents,
+    read: Limiter,
+    write: Limiter,
 }
 
 impl Block {
-    /// For this slot.
+    /// For this slot, without limits.
     #[must_use]
     pub fn new(slot: Arc<Slot>, mem: Arc<Mem>, disk: Extents) -> Self {
-        Self { slot, mem, disk }
+        Self { slot, mem, disk, read: Limiter::new(Rate::default()), write: Limiter::new(Rate::default()) }
+    }
+
+    /// With these limits.
+    #[must_use]
+    pub fn limited(self, read: Rate, write: Rate) -> Self {
+        Self { read: Limiter::new(read), write: Limiter::new(write), ..self }
     }
 
     /// Has the set tell of everything that [`Block::serve`] is to be called for.
@@ -70,26 +82,40 @@ impl Block {
         epoll.add(&self.slot.kicks[0], token, EventFlags::IN | EventFlags::ET)
     }
 
-    /// Does what the guest has asked for.
-    pub fn serve(&self) {
-        let mut active = self.slot.active();
-        let Some(queue) = active.as_mut().and_then(|a| a.queues.first_mut()) else { return };
-        let mem = &*self.mem;
+    /// Does what the guest has asked for; gives when it wants to go on, if it may not now.
+    pub fn serve(&mut self) -> Option<Instant> {
+        let slot = self.slot.clone();
+        let mem = self.mem.clone();
+        let mem = &*mem;
+        let mut active = slot.active();
+        let queue = active.as_mut().and_then(|a| a.queues.first_mut())?;
         let mut idle = 0;
         loop {
             let _ = queue.disable_notification(mem);
             let mut took = false;
-            while let Some(chain) = queue.pop_descriptor_chain(mem) {
+            loop {
+                let before = queue.next_avail();
+                let Some(chain) = queue.pop_descriptor_chain(mem) else { break };
                 took = true;
                 let head = chain.head_index();
-                let len = Chain::collect(chain, mem, MAX_BYTES).map_or(0, |chain| request::serve(&self.disk, chain));
-                if queue.add_used(mem, head, len).is_err() {
-                    return;
+                let mut len = 0;
+                if let Ok(mut chain) = Chain::collect(chain, mem, MAX_BYTES) {
+                    let header = Header::take(&mut chain);
+                    let limiter = if header.is_ok_and(Header::reads) { &mut self.read } else { &mut self.write };
+                    if let Some(until) = limiter.blocked_until() {
+                        queue.set_next_avail(before);
+                        return Some(until);
+                    }
+                    limiter.done((chain.readable.len() + chain.writable.len().saturating_sub(1)) as u64);
+                    len = request::serve(&self.disk, header, chain);
                 }
-                notify(&self.slot, queue, mem);
+                if queue.add_used(mem, head, len).is_err() {
+                    return None;
+                }
+                notify(&slot, queue, mem);
             }
             if !look_again(queue, mem, took, &mut idle) {
-                return;
+                return None;
             }
         }
     }

@@ -37,10 +37,37 @@ impl From<ChainError> for Failure {
     }
 }
 
-/// Does what the chain asks; gives the number of bytes written to it.
-pub fn serve(disk: &Extents, mut chain: Chain<'_>) -> u32 {
+/// A request's header, read once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl Header {
+    /// Takes it from the chain.
+    ///
+    /// # Errors
+    /// When the chain is too short for one.
+    pub fn take(chain: &mut Chain<'_>) -> Result<Self, ChainError> {
+        let mut header = [0; 16];
+        chain.readable.read_exact(&mut header)?;
+        let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
+        Ok(Self { kind: u32::from_le_bytes([k0, k1, k2, k3]), sector: u64::from_le_bytes(sector) })
+    }
+
+    /// Whether it counts as reading, else as writing.
+    #[must_use]
+    pub fn reads(self) -> bool {
+        matches!(self.kind, IN | GET_ID)
+    }
+}
+
+/// Does what the chain asks, whose header was taken; gives the number of bytes written to it.
+pub fn serve(disk: &Extents, header: Result<Header, ChainError>, mut chain: Chain<'_>) -> u32 {
     let Ok(mut status) = chain.writable.split_end(1) else { return 0 };
-    let (code, written) = match perform(disk, &mut chain.readable, chain.writable) {
+    let done = header.map_err(Failure::from).and_then(|h| perform(disk, h, &mut chain.readable, chain.writable));
+    let (code, written) = match done {
         Ok(written) => (STATUS_OK, written),
         Err(Failure::Error) => (STATUS_ERROR, 0),
         Err(Failure::Unsupported) => (STATUS_UNSUPPORTED, 0),
@@ -49,13 +76,10 @@ pub fn serve(disk: &Extents, mut chain: Chain<'_>) -> u32 {
     written as u32 + 1
 }
 
-fn perform(disk: &Extents, input: &mut Buffers<'_>, mut output: Buffers<'_>) -> Result<usize, Failure> {
-    let mut header = [0; 16];
-    input.read_exact(&mut header)?;
-    let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
-    let at = u64::from_le_bytes(sector).checked_mul(SECTOR).ok_or(Failure::Error)?;
+fn perform(disk: &Extents, header: Header, input: &mut Buffers<'_>, mut output: Buffers<'_>) -> Result<usize, Failure> {
+    let at = header.sector.checked_mul(SECTOR).ok_or(Failure::Error)?;
     let len = output.len();
-    match u32::from_le_bytes([k0, k1, k2, k3]) {
+    match header.kind {
         IN => {
             disk.read(at, output)?;
             Ok(len)
@@ -122,12 +146,16 @@ mod tests {
         disk
     }
 
+    fn serve_all(disk: &Extents, mut chain: Chain<'_>) -> u32 {
+        serve(disk, Header::take(&mut chain), chain)
+    }
+
     fn ask(mem: &Mem, disk: &Extents, kind: u32, sector: u64, data: (u32, bool)) -> (u8, u32) {
         mem.write_obj(kind.to_le(), GuestAddress(HEADER)).unwrap();
         mem.write_obj(sector.to_le(), GuestAddress(HEADER + 8)).unwrap();
         mem.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
         let mut queue = queue_of(mem, &[&[(HEADER, 16, false), (DATA, data.0, data.1), (STATUS, 1, true)]]);
-        let len = serve(disk, Chain::collect(queue.pop_descriptor_chain(mem).unwrap(), mem, 1 << 20).unwrap());
+        let len = serve_all(disk, Chain::collect(queue.pop_descriptor_chain(mem).unwrap(), mem, 1 << 20).unwrap());
         (mem.read_obj(GuestAddress(STATUS)).unwrap(), len)
     }
 
@@ -160,7 +188,7 @@ mod tests {
         let mem = crate::memory::create(32 << 20, false).unwrap();
         let mut queue = queue_of(&mem, &[&[(HEADER, 16, false)]]);
         assert_eq!(
-            serve(&disk(true), Chain::collect(queue.pop_descriptor_chain(&mem).unwrap(), &mem, 1 << 20).unwrap()),
+            serve_all(&disk(true), Chain::collect(queue.pop_descriptor_chain(&mem).unwrap(), &mem, 1 << 20).unwrap()),
             0
         );
     }
