@@ -46,7 +46,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use zone::{ContainerId, paths};
+use zone::paths;
 
 /// The Docker Engine API of a zone.
 #[derive(Clone, Debug, Parser)]
@@ -88,7 +88,7 @@ pub struct App {
     /// The stream of events.
     pub events: Arc<events::Events>,
     /// Which container an exec is in; agents can be asked again.
-    pub execs: Arc<Mutex<HashMap<String, ContainerId>>>,
+    pub execs: Arc<Mutex<HashMap<String, containers::KnownExec>>>,
     /// What the client may see and do.
     pub scope: access::Scope,
 }

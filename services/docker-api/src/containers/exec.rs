@@ -11,12 +11,13 @@ use crate::version::ApiVersion;
 use crate::{App, proxy};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::sync::{Arc, PoisonError};
 use tokio::io::AsyncWriteExt;
+use zone::ContainerId;
 
 /// How many execs are remembered; more are asked for at the agents.
 const REMEMBERED: usize = 65536;
@@ -27,8 +28,13 @@ const MAX_START: usize = 64 * 1024;
 ///
 /// # Errors
 /// 409 when the container does not run or is paused.
-pub async fn create(State(app): State<Arc<App>>, Path(id): Path<String>, body: Bytes) -> Result<Response> {
-    let config: Value = serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
+pub async fn create(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response> {
+    let config: Value = crate::body::json(&headers, &body)?.unwrap_or_default();
     let container = proxy::running(&app, &id)?;
     if container.status().paused {
         return Err(Failure::conflict(format!(
@@ -45,37 +51,55 @@ pub async fn create(State(app): State<Arc<App>>, Path(id): Path<String>, body: B
     }
     let answer = agent::json(answer).await;
     let exec = answer["Id"].as_str().ok_or_else(|| Failure::internal("the agent named no exec"))?;
-    remember(&app, exec, &container);
     let command: Vec<&str> = config["Cmd"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let action = format!("exec_create: {}", command.join(" "));
+    let command = command.join(" ");
+    let action = format!("exec_create: {command}");
+    remember(&app, exec, &container, command);
     app.events.send(Message::container(container.spec(), &action, &[("execID", exec.to_owned())]));
     Ok((StatusCode::CREATED, axum::Json(json!({ "Id": exec }))).into_response())
 }
 
-fn remember(app: &App, exec: &str, container: &Container) {
+/// What is known of an exec without asking an agent.
+#[derive(Clone, Debug)]
+pub struct KnownExec {
+    /// The container that it is in.
+    pub container: ContainerId,
+    /// Its words.
+    pub command: String,
+}
+
+fn remember(app: &App, exec: &str, container: &Container, command: String) {
     let mut execs = app.execs.lock().unwrap_or_else(PoisonError::into_inner);
     if execs.len() >= REMEMBERED {
         execs.clear();
     }
-    execs.insert(exec.to_owned(), container.id().clone());
+    execs.insert(exec.to_owned(), KnownExec { container: container.id().clone(), command });
 }
 
 /// The container that an exec is in: remembered, else every running container's agent is asked.
-async fn find(app: &App, exec: &str) -> Result<Container> {
+async fn find(app: &App, exec: &str) -> Result<(Container, String)> {
     let absent = || Failure::not_found(format!("No such exec instance: {exec}"));
     if exec.is_empty() || !exec.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(absent());
     }
     let world = app.store.world();
     let known = app.execs.lock().unwrap_or_else(PoisonError::into_inner).get(exec).cloned();
-    if let Some(container) = known.and_then(|id| world.container(id.as_str()).ok()).filter(Container::is_running) {
-        return Ok(container);
+    if let Some(known) = known
+        && let Ok(container) = world.container(known.container.as_str())
+        && container.is_running()
+    {
+        return Ok((container, known.command));
     }
     for container in world.containers().filter(Container::is_running) {
         let request = agent::request("GET", &format!("/exec/{exec}/json"), Body::empty())?;
-        if agent::pass(&app.agent_socket(&container), request).await.is_ok_and(|a| a.status() == StatusCode::OK) {
-            remember(app, exec, &container);
-            return Ok(container);
+        if let Ok(answer) = agent::pass(&app.agent_socket(&container), request).await
+            && answer.status() == StatusCode::OK
+        {
+            let process = &agent::json(answer).await["ProcessConfig"];
+            let words = [&process["entrypoint"]].into_iter().chain(process["arguments"].as_array().into_iter().flatten());
+            let command = words.filter_map(Value::as_str).collect::<Vec<_>>().join(" ");
+            remember(app, exec, &container, command.clone());
+            return Ok((container, command));
         }
     }
     Err(absent())
@@ -91,7 +115,7 @@ pub async fn start(
     version: ApiVersion,
     mut request: Request,
 ) -> Result<Response> {
-    let container = find(&app, &exec).await?;
+    let (container, command) = find(&app, &exec).await?;
     let upgrade = streams::upgrade_of(&mut request);
     let body = axum::body::to_bytes(request.into_body(), MAX_START)
         .await
@@ -99,11 +123,15 @@ pub async fn start(
     let config: Value = if body.is_empty() {
         json!({})
     } else {
-        serde_json::from_slice(&body).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?
+        serde_json::from_slice(&body).map_err(|e| {
+            let why = if e.is_eof() { "unexpected EOF".to_owned() } else { e.to_string() };
+            Failure::invalid(format!("invalid JSON: {why}"))
+        })?
     };
     let detach = config["Detach"].as_bool().unwrap_or_default();
     let start = agent::request("POST", &format!("/exec/{exec}/start"), Body::from(config.to_string()))?;
-    app.events.send(Message::container(container.spec(), "exec_start", &[("execID", exec.clone())]));
+    let action = format!("exec_start: {command}");
+    app.events.send(Message::container(container.spec(), &action, &[("execID", exec.clone())]));
     if detach {
         return agent::pass(&app.agent_socket(&container), start).await;
     }
@@ -122,8 +150,19 @@ pub async fn start(
             Ok(client) => bridge(TokioIo::new(client), raw).await,
             Err(error) => tracing::debug!(%error, "a client broke off"),
         }
+        tell_the_end(&app, &container, &exec).await;
     });
     Ok(streams::switching(content_type))
+}
+
+/// The output of an exec has ended: says how the process did, if it has ended too.
+async fn tell_the_end(app: &App, container: &Container, exec: &str) {
+    let Ok(request) = agent::request("GET", &format!("/exec/{exec}/json"), Body::empty()) else { return };
+    let Ok(answer) = agent::pass(&app.agent_socket(container), request).await else { return };
+    if let Some(code) = agent::json(answer).await["ExitCode"].as_i64() {
+        let more = [("execID", exec.to_owned()), ("exitCode", code.to_string())];
+        app.events.send(Message::container(container.spec(), "exec_die", &more));
+    }
 }
 
 /// Copies both ways; each half is closed when its other end is. It is over when the process's output is.
@@ -145,7 +184,7 @@ async fn bridge(client: agent::Raw, process: agent::Raw) {
 /// 404 when there is no such exec.
 pub async fn resize(State(app): State<Arc<App>>, Path(exec): Path<String>, params: Params) -> Result<Response> {
     let (height, width) = size(&params)?;
-    let container = find(&app, &exec).await?;
+    let (container, _) = find(&app, &exec).await?;
     let request = agent::request("POST", &format!("/exec/{exec}/resize?h={height}&w={width}"), Body::empty())?;
     agent::pass(&app.agent_socket(&container), request).await
 }
@@ -155,7 +194,7 @@ pub async fn resize(State(app): State<Arc<App>>, Path(exec): Path<String>, param
 /// # Errors
 /// 404 when there is no such exec.
 pub async fn inspect(State(app): State<Arc<App>>, Path(exec): Path<String>) -> Result<Response> {
-    let container = find(&app, &exec).await?;
+    let (container, _) = find(&app, &exec).await?;
     let request = agent::request("GET", &format!("/exec/{exec}/json"), Body::empty())?;
     agent::pass(&app.agent_socket(&container), request).await
 }

@@ -104,7 +104,7 @@ fn describe(app: &App, world: &World, container: &Container) -> Value {
 
 fn exec_ids(app: &App, container: &Container) -> Value {
     let execs = app.execs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let ids: Vec<&String> = execs.iter().filter(|(_, c)| *c == container.id()).map(|(id, _)| id).collect();
+    let ids: Vec<&String> = execs.iter().filter(|(_, e)| e.container == *container.id()).map(|(id, _)| id).collect();
     if ids.is_empty() || !container.is_running() { Value::Null } else { json!(ids) }
 }
 

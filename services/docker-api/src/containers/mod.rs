@@ -20,6 +20,7 @@ mod tmpfs;
 mod update;
 mod wait;
 
+pub use exec::KnownExec;
 pub use inspect::short_endpoint;
 #[cfg(test)]
 pub use inspect::tests::{same_keys, sample};
