@@ -68,14 +68,19 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
     }
     head += "\r\n";
     connection.write_all(head.as_bytes()).context("send the request")?;
-    connection.write_all(&request.body).context("send the body")?;
+    // An engine may answer before it has read the whole body, and close: the answer counts.
+    let sent = connection.write_all(&request.body);
     let mut raw = Vec::new();
     if let Some(input) = &request.stream {
         until_head(&mut connection, &mut raw)?;
         connection.write_all(input.as_bytes()).context("send the input")?;
         connection.shutdown(Shutdown::Write).context("end the input")?;
     }
-    read_all(&mut connection, &mut raw)?;
+    let read = read_all(&mut connection, &mut raw);
+    if raw.is_empty() {
+        sent.context("send the body")?;
+    }
+    read?;
     parse(&raw, &request.method)
 }
 
