@@ -30,7 +30,6 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/plugins/pull", any(no_plugin_installation))
         .route("/plugins/create", any(no_plugin_installation))
         .route("/plugins/{*rest}", any(no_such_plugin))
-        .route("/build/cancel", post(async |body: Bytes| drop(body)))
         .route("/containers/{id}/attach/ws", get(no_websocket))
         .route("/containers/{id}/checkpoints", any(no_checkpoints))
         .route("/containers/{id}/checkpoints/{*rest}", any(no_checkpoints))

@@ -96,7 +96,8 @@ async fn find(app: &App, exec: &str) -> Result<(Container, String)> {
             && answer.status() == StatusCode::OK
         {
             let process = &agent::json(answer).await["ProcessConfig"];
-            let words = [&process["entrypoint"]].into_iter().chain(process["arguments"].as_array().into_iter().flatten());
+            let words =
+                [&process["entrypoint"]].into_iter().chain(process["arguments"].as_array().into_iter().flatten());
             let command = words.filter_map(Value::as_str).collect::<Vec<_>>().join(" ");
             remember(app, exec, &container, command.clone());
             return Ok((container, command));
