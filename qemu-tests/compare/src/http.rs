@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long an engine may be silent.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(180);
 /// Larger answers are none of a comparison.
 const LIMIT: u64 = 64 << 20;
 
