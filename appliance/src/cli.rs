@@ -23,6 +23,8 @@ pub enum Command {
     Test(Test),
     /// Build the image only; print its path, size and hash
     Build(Build),
+    /// Write a release into a folder: the image, the signed update to it, their checksums
+    Release(Release),
     /// Write the image to a disk or a file
     Flash(Flash),
     /// Print the running zone as shell variables: eval "$(cargo appliance env)"
@@ -104,8 +106,8 @@ pub struct Boot {
 /// The virtual machine.
 #[derive(Args, Clone, Debug)]
 pub struct Machine {
-    /// Memory in MiB; default: 4096, or with `start` what it had
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1024..))]
+    /// Memory, in MiB or as 3G; default: 4096, or with `start` what it had
+    #[arg(long, value_name = "SIZE", value_parser = memory_mib)]
     pub memory: Option<u32>,
     /// Virtual CPUs; default: 2, or with `start` what it had
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -144,6 +146,35 @@ pub struct Build {
     /// Build the development image: the release and an extension with the exec door
     #[arg(long)]
     pub development: bool,
+}
+
+/// `release`.
+#[derive(Args, Clone, Debug)]
+pub struct Release {
+    #[command(flatten)]
+    pub source: Source,
+    /// The folder
+    pub out: PathBuf,
+    /// The version, such as 1.2.0; default: that of the sources. An update is taken only when it brings a newer one
+    #[arg(long, value_name = "VERSION")]
+    pub version: Option<String>,
+    /// Of the development image
+    #[arg(long)]
+    pub development: bool,
+    /// Only the update
+    #[arg(long)]
+    pub update_only: bool,
+    /// For tests: an image that does not work
+    #[arg(long, hide = true, value_enum)]
+    pub flaw: Option<Flaw>,
+}
+
+/// What is wrong with an image that is made for a test.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Flaw {
+    Panic,
+    Verity,
+    Service,
 }
 
 /// `flash`.
@@ -231,6 +262,17 @@ pub struct Supervise {
     pub leash: bool,
 }
 
+/// `3G`, `3072M` or `3072`.
+fn memory_mib(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(digits) => (digits, 1024),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    let mib = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit));
+    let mib = mib.ok_or("give MiB, or a number with M or G, such as 3G")?;
+    if mib < 1024 { Err("a zone needs at least 1024 MiB".into()) } else { Ok(mib) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +288,12 @@ mod tests {
         assert!(Cli::try_parse_from(["x", "run", "--no-build", "--locked"]).is_err());
         let parsed = Cli::try_parse_from(["x", "run", "--no-build", "--detach", "--memory", "2048"]).unwrap();
         assert!(matches!(parsed.command, Command::Run(run) if run.no_build && run.boot.machine.memory == Some(2048)));
+    }
+
+    #[test]
+    fn memory_is_given_in_the_units_that_people_use() {
+        assert_eq!(["3G", "3072M", "3072"].map(memory_mib), [Ok(3072), Ok(3072), Ok(3072)]);
+        assert!(["512", "1T", "", "G", "9999999G"].iter().all(|text| memory_mib(text).is_err()));
     }
 
     #[test]

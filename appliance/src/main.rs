@@ -37,6 +37,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(options) if options.list_endpoints => done(suite::list_endpoints(&workspace()?)),
         Command::Test(options) => done(test(&dir()?, &options)),
         Command::Build(options) => done(build_only(&options)),
+        Command::Release(options) => done(release(&options)),
         Command::Flash(options) => done(flash_image(options)),
         Command::Env => done(print_env(&dir()?)),
         Command::Exec(options) => exec(&dir()?, options),
@@ -75,6 +76,8 @@ fn build_options(source: &cli::Source, variant: Variant) -> Result<BuildOptions>
         variant,
         mirror: source.mirror.clone(),
         locked: source.locked,
+        version: None,
+        flaw: build::Flaw::None,
     })
 }
 
@@ -108,6 +111,25 @@ fn size(source: &cli::Source) -> Result<()> {
     drop(report);
     for item in build::size::report(&built.image, &built.root)? {
         print(&format!("{:>12.1} MiB  {}", item.bytes as f64 / f64::from(1 << 20), item.name));
+    }
+    Ok(())
+}
+
+fn release(options: &cli::Release) -> Result<()> {
+    let variant = if options.development { Variant::Development } else { Variant::Release };
+    let mut build = build_options(&options.source, variant)?;
+    build.version.clone_from(&options.version);
+    build.flaw = match options.flaw {
+        None => build::Flaw::None,
+        Some(cli::Flaw::Panic) => build::Flaw::Panic,
+        Some(cli::Flaw::Verity) => build::Flaw::Verity,
+        Some(cli::Flaw::Service) => build::Flaw::Service,
+    };
+    let mut report = Report::new();
+    let built = build::build(&build, &mut report).context("the image was not built")?;
+    drop(report);
+    for file in build::release::write_release(&build, &built, &options.out, options.update_only)? {
+        print(&file.display().to_string());
     }
     Ok(())
 }

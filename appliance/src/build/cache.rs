@@ -173,7 +173,10 @@ impl Cache {
                 let used = fs::metadata(entry.path().join(".used")).and_then(|m| m.modified());
                 let Ok(used) = used else { continue };
                 if SystemTime::now().duration_since(used).is_ok_and(|idle| idle >= age) {
-                    self.host.remove(&entry.path())?;
+                    // Away by one rename first: whenever this is killed, no entry is half there.
+                    let gone = self.root.join("tmp").join(format!("gone-{}", entry.file_name().display()));
+                    fs::rename(entry.path(), &gone).at("remove", entry.path())?;
+                    self.host.remove(&gone)?;
                     removed.push(entry.path());
                 }
             }

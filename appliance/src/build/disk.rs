@@ -1,15 +1,19 @@
-//! The disk image: a GPT by systemd-repart with an ESP, a verity root, an empty second slot, the state partition and room for a pool.
+//! The disk image: a GPT by systemd-repart with an ESP, a verity root, an empty second slot of the same size, and room for the state
+//! partition and the pool, which are encrypted at first boot. The development variant has one more verity partition.
 //!
-//! repart runs twice: the root hash is known only after the first run, and the kernel image on the ESP names it.
+//! repart runs twice: the first run makes the read-only file systems and their hash trees as files ([`slot`]), which an update
+//! consists of too; the second puts them on a disk beside the kernel image that names their hashes.
 
-use super::Progress;
 use super::cache::Cache;
+use super::compile;
 use super::error::{At, Error, Result};
+use super::extension::Extension;
 use super::host::{self, Host};
 use super::key::{Key, hash_file};
 use super::root::{Root, copy, write};
 use super::tools::Tools;
 use super::trees::Tree;
+use super::{Flaw, Progress};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,8 +25,8 @@ pub struct Parts<'a> {
     pub tools_tree: &'a Tree,
     pub recipes: &'a Path,
     pub version: &'a str,
-    /// The signed extension of the development variant.
-    pub extension: Option<&'a Path>,
+    /// The extension of the development variant.
+    pub extension: Option<&'a Extension>,
 }
 
 /// A finished image.
@@ -32,23 +36,133 @@ pub struct Disk {
     pub size: u64,
 }
 
+/// The read-only file systems with their hash trees, as files.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// `image.root.raw` and `image.verity.raw`.
+    pub dir: PathBuf,
+    pub root_hash: String,
+    dev: Option<Dev>,
+}
+
+/// The same of the development extension: `image.dev.raw` and `image.dev-verity.raw`.
+#[derive(Clone, Debug)]
+struct Dev {
+    dir: PathBuf,
+    hash: String,
+}
+
+/// Makes the read-only file systems. Each in a run of its own: repart leaves out of a root what has a partition of its own, as `/usr`.
+///
+/// # Errors
+/// The failure of systemd-repart.
+pub fn slot(cache: &Cache, host: Host, tools: &Tools, parts: &Parts<'_>, progress: &mut dyn Progress) -> Result<Slot> {
+    let mut files = |step: &str, key: &str, label: &str, mark: &str, content: &Path| -> Result<(PathBuf, String)> {
+        let recipes = parts.recipes.join("disk").join(step);
+        let key = Key::new(step, 2).text("content", key).text("tools", &parts.tools_tree.identity()).tree(&recipes)?;
+        let seed = uuid(&key.clone().hex());
+        let entry = cache.step(progress, step, key, |dir, _| {
+            let (definitions, image) = (dir.join("repart.d"), dir.join("image.raw"));
+            let fill = |text: String| Some(text.replace(mark, &content.to_string_lossy()));
+            self::definitions(&recipes, &definitions, fill)?;
+            let more = ["--empty=create", "--size=auto", "--split=yes"];
+            let report = repart(cache, host, tools, &definitions, &image, &seed, &more)?;
+            fs::remove_file(&image).at("remove", &image)?;
+            let hash = verity_hash(&report, label).ok_or_else(|| Error::Recipe {
+                path: recipes.clone(),
+                what: format!("systemd-repart reported no hash of {label}"),
+            })?;
+            write(&dir.join("hash"), &hash)
+        })?;
+        let hash = host::read(&entry.join("hash"))?;
+        Ok((entry, hash))
+    };
+    let (dir, root_hash) = files("slot", &parts.root.key, "kraud-root-a", "@ROOT@", &parts.root.path)?;
+    let dev = match parts.extension {
+        Some(extension) => {
+            let (dir, hash) = files("dev", &extension.key, "kraud-dev", "@DEV@", &extension.content)?;
+            Some(Dev { dir, hash })
+        }
+        None => None,
+    };
+    Ok(Slot { dir, root_hash, dev })
+}
+
+/// The kernel image that boots a slot, and makes the machine be of `parts.version`.
+///
+/// # Errors
+/// ukify's failure.
+pub fn kernel(
+    cache: &Cache,
+    host: Host,
+    tools: &Tools,
+    parts: &Parts<'_>,
+    slot: &Slot,
+    flaw: Flaw,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
+    let line = host::read(&parts.recipes.join("disk/cmdline"))?;
+    let dev = slot.dev.as_ref().map(|dev| format!(" kraud.devhash={}", dev.hash)).unwrap_or_default();
+    let hash = match flaw {
+        Flaw::Verity => slot.root_hash.chars().rev().collect(),
+        _ => slot.root_hash.clone(),
+    };
+    let line = format!("{} kraud.version={} kraud.roothash={hash}{dev}", line.trim(), parts.version);
+    let version = compile::kernel_version(&parts.root_tree.path)?;
+    let key = Key::new("kernel", 1)
+        .text("line", &line)
+        .text("initrd", &hash_file(parts.initrd)?)
+        .text("packages", &parts.root_tree.identity())
+        .text("tools", &parts.tools_tree.identity());
+    let entry = cache.step(progress, "kernel", key, |dir, _| {
+        write(&dir.join("os-release"), &os_release(parts.version))?;
+        let mut command = tools.privileged(host, "ukify");
+        command.arg("build").arg("--linux").arg(parts.root_tree.path.join(format!("boot/vmlinuz-{version}")));
+        command.arg("--initrd").arg(parts.initrd).args(["--uname", &version]).arg(format!("--cmdline={line}"));
+        command.arg("--os-release").arg(format!("@{}", dir.join("os-release").display()));
+        command.arg("--output").arg(dir.join("kernel.efi"));
+        host::run("kernel", &cache.log("kernel"), &mut command)
+    })?;
+    Ok(entry.join("kernel.efi"))
+}
+
 /// Makes the image.
 ///
 /// # Errors
-/// The failure of systemd-repart or ukify.
-pub fn make(cache: &Cache, host: Host, tools: &Tools, parts: &Parts<'_>, progress: &mut dyn Progress) -> Result<Disk> {
-    let mut key = Key::new("image", 1)
-        .text("root", &parts.root.key)
-        .text("initrd", &hash_file(parts.initrd)?)
+/// The failure of systemd-repart.
+pub fn make(
+    cache: &Cache,
+    host: Host,
+    tools: &Tools,
+    parts: &Parts<'_>,
+    slot: &Slot,
+    kernel: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Disk> {
+    let key = Key::new("image", 3)
+        .text("slot", &slot.root_hash)
+        .text("dev", slot.dev.as_ref().map_or("", |dev| &dev.hash))
+        .text("kernel", &hash_file(kernel)?)
         .text("tools", &parts.tools_tree.identity())
-        .text("version", parts.version)
         .tree(&parts.recipes.join("disk"))?;
-    if let Some(extension) = parts.extension {
-        key = key.text("extension", &hash_file(extension)?);
-    }
     let seed = uuid(&key.clone().hex());
-    let entry = cache.step(progress, "image", key, |dir, progress| {
-        Maker { cache, host, tools, parts, dir, seed: &seed }.run(progress)
+    let entry = cache.step(progress, "image", key, |dir, _| {
+        let (definitions, esp, image) = (dir.join("repart.d"), dir.join("esp"), dir.join("kraudbox.raw"));
+        let loader = tools.tree().join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
+        copy(&loader, &esp.join("EFI/BOOT/BOOTX64.EFI"))?;
+        write(&esp.join("loader/loader.conf"), "timeout 0\neditor no\n")?;
+        copy(kernel, &esp.join(format!("EFI/Linux/kraudbox-{}.efi", parts.version)))?;
+        let fill = |text: String| {
+            let text = text.replace("@ESP@", &esp.to_string_lossy()).replace("@SLOT@", &slot.dir.to_string_lossy());
+            match &slot.dev {
+                Some(dev) => Some(text.replace("@DEV@", &dev.dir.to_string_lossy())),
+                None => (!text.contains("@DEV@")).then_some(text),
+            }
+        };
+        self::definitions(&parts.recipes.join("disk"), &definitions, fill)?;
+        repart(cache, host, tools, &definitions, &image, &seed, &["--empty=create", "--size=auto"])?;
+        let sum = host::output("image", &cache.log("image"), tools.command("sha256sum").arg(&image))?;
+        write(&dir.join("sha256"), sum.split_whitespace().next().unwrap_or_default())
     })?;
     let image = entry.join("kraudbox.raw");
     let size = fs::metadata(&image).at("read", &image)?.len();
@@ -56,102 +170,46 @@ pub fn make(cache: &Cache, host: Host, tools: &Tools, parts: &Parts<'_>, progres
     Ok(Disk { image, sha256, size })
 }
 
-struct Maker<'a> {
-    cache: &'a Cache,
-    host: Host,
-    tools: &'a Tools,
-    parts: &'a Parts<'a>,
-    dir: &'a Path,
-    seed: &'a str,
+/// What systemd-boot sorts the menu by, and what the root says of itself.
+pub(crate) fn os_release(version: &str) -> String {
+    format!(
+        "ID=kraudbox\nID_LIKE=debian\nNAME=kraudbox\nPRETTY_NAME=\"kraudbox {version}\"\nVERSION_ID={version}\nIMAGE_ID=kraudbox\nIMAGE_VERSION={version}\n"
+    )
 }
 
-impl Maker<'_> {
-    fn run(&self, progress: &mut dyn Progress) -> Result<()> {
-        let (definitions, esp, image) =
-            (self.dir.join("repart.d"), self.dir.join("esp"), self.dir.join("kraudbox.raw"));
-        fs::create_dir(&esp).at("make", &esp)?;
-        self.definitions(&definitions, &esp)?;
-        let report = self.repart(&definitions, &image, &["--empty=create", "--size=auto", "--defer-partitions=esp"])?;
-        let hash = root_hash(&report).ok_or_else(|| Error::Recipe {
-            path: definitions.clone(),
-            what: "systemd-repart reported no root hash".into(),
-        })?;
-        self.boot_files(&esp, &hash)?;
-        self.repart(&definitions, &image, &[])?;
-        let log = self.cache.log("image");
-        let sum = host::output("image", &log, self.tools.command("sha256sum").arg(&image))?;
-        write(&self.dir.join("sha256"), sum.split_whitespace().next().unwrap_or_default())?;
-        write(&self.dir.join("roothash"), &hash)?;
-        self.host.remove(&self.dir.join("state"))?;
-        progress.note(&format!("root hash {hash}"));
-        Ok(())
-    }
-
-    /// The committed definitions with this build's folders filled in.
-    fn definitions(&self, to: &Path, esp: &Path) -> Result<()> {
-        let state = self.state()?;
-        let from = self.parts.recipes.join("disk");
-        for entry in fs::read_dir(&from).at("read", &from)?.flatten() {
-            let path = entry.path();
-            if path.extension().is_some_and(|e| e == "conf") {
-                let text = host::read(&path)?
-                    .replace("@ROOT@", &self.parts.root.path.to_string_lossy())
-                    .replace("@STATE@", &state.to_string_lossy())
-                    .replace("@ESP@", &esp.to_string_lossy());
-                write(&to.join(entry.file_name()), &text)?;
-            }
+/// The committed definitions with this build's folders filled in; `fill` leaves one out by nothing.
+fn definitions(from: &Path, to: &Path, fill: impl Fn(String) -> Option<String>) -> Result<()> {
+    for entry in fs::read_dir(from).at("read", from)?.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|e| e == "conf")
+            && let Some(text) = fill(host::read(&path)?)
+        {
+            write(&to.join(entry.file_name()), &text)?;
         }
-        Ok(())
     }
-
-    /// The state partition's content: the root's own, with the extension in the development variant.
-    fn state(&self) -> Result<PathBuf> {
-        let Some(extension) = self.parts.extension else { return Ok(self.parts.root.state.clone()) };
-        let state = self.dir.join("state");
-        let script = r#"set -eu; cp -a "$1" "$3"; mkdir -p "$3/lib/extensions"; cp --sparse=always "$2" "$3/lib/extensions/kraud-dev.raw"; chown -R 0:0 "$3/lib/extensions""#;
-        let mut command = self.tools.privileged(self.host, "sh");
-        command.args(["-c", script, "state"]).arg(&self.parts.root.state).arg(extension).arg(&state);
-        host::run("image", &self.cache.log("image"), &mut command)?;
-        Ok(state)
-    }
-
-    fn repart(&self, definitions: &Path, image: &Path, more: &[&str]) -> Result<String> {
-        let mut command = self.tools.privileged(self.host, "systemd-repart");
-        command.args(["--offline=yes", "--dry-run=no", "--sector-size=512", "--architecture=x86-64", "--json=pretty"]);
-        command
-            .arg(format!("--definitions={}", definitions.display()))
-            .arg(format!("--seed={}", self.seed))
-            .args(more)
-            .arg(image);
-        host::output("image", &self.cache.log("image"), &mut command)
-    }
-
-    /// systemd-boot and the kernel image with the root's hash in its command line.
-    fn boot_files(&self, esp: &Path, hash: &str) -> Result<()> {
-        let kernel = super::compile::kernel_version(&self.parts.root_tree.path)?;
-        let line = host::read(&self.parts.recipes.join("disk/cmdline"))?;
-        let uki = esp.join(format!("EFI/Linux/kraudbox-{}.efi", self.parts.version));
-        copy(
-            &self.tools.tree().join("usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
-            &esp.join("EFI/BOOT/BOOTX64.EFI"),
-        )?;
-        write(&esp.join("loader/loader.conf"), "timeout 0\neditor no\n")?;
-        fs::create_dir_all(esp.join("EFI/Linux")).at("make", esp)?;
-        let mut command = self.tools.privileged(self.host, "ukify");
-        command.arg("build").arg("--linux").arg(self.parts.root_tree.path.join(format!("boot/vmlinuz-{kernel}")));
-        command.arg("--initrd").arg(self.parts.initrd).args(["--uname", &kernel]);
-        command.arg(format!("--cmdline={} kraud.roothash={hash}", line.trim()));
-        command.arg("--os-release").arg(format!("@{}", self.parts.root.path.join("usr/lib/os-release").display()));
-        command.arg("--output").arg(&uki);
-        host::run("image", &self.cache.log("image"), &mut command)
-    }
+    Ok(())
 }
 
-/// The root's hash in repart's JSON report.
-fn root_hash(report: &str) -> Option<String> {
+fn repart(
+    cache: &Cache,
+    host: Host,
+    tools: &Tools,
+    definitions: &Path,
+    image: &Path,
+    seed: &str,
+    more: &[&str],
+) -> Result<String> {
+    let mut command = tools.privileged(host, "systemd-repart");
+    command.args(["--offline=yes", "--dry-run=no", "--sector-size=512", "--architecture=x86-64", "--json=pretty"]);
+    command.arg(format!("--definitions={}", definitions.display())).arg(format!("--seed={seed}")).args(more).arg(image);
+    host::output("image", &cache.log("image"), &mut command)
+}
+
+/// The verity hash of the partition called `label` in repart's JSON report.
+fn verity_hash(report: &str, label: &str) -> Option<String> {
     let partitions: serde_json::Value = serde_json::from_str(report).ok()?;
-    let hash =
-        partitions.as_array()?.iter().find_map(|p| p.get("roothash").or_else(|| p.get("root_hash"))?.as_str())?;
+    let partition = partitions.as_array()?.iter().find(|p| p["label"] == label)?;
+    let hash = partition.get("roothash").or_else(|| partition.get("root_hash"))?.as_str()?;
     (hash.len() == 64).then(|| hash.to_owned())
 }
 
@@ -166,12 +224,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_hash_is_found_in_the_report() {
-        let hash = "ab".repeat(32);
-        let report = format!(r#"[{{"type":"esp"}},{{"type":"root-x86-64","roothash":"{hash}"}}]"#);
-        assert_eq!(root_hash(&report), Some(hash));
-        assert_eq!(root_hash("[]"), None);
-        assert_eq!(root_hash("not json"), None);
+    fn each_partition_s_hash_is_found_by_its_label() {
+        let (one, other) = ("ab".repeat(32), "cd".repeat(32));
+        let report = format!(
+            r#"[{{"label":"kraud-esp"}},{{"label":"kraud-dev","roothash":"{other}"}},{{"label":"kraud-root-a","roothash":"{one}"}}]"#
+        );
+        assert_eq!(verity_hash(&report, "kraud-root-a"), Some(one));
+        assert_eq!(verity_hash(&report, "kraud-dev"), Some(other));
+        assert_eq!(verity_hash("[]", "kraud-dev"), None);
+        assert_eq!(verity_hash("not json", "kraud-dev"), None);
     }
 
     #[test]

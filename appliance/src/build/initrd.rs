@@ -2,15 +2,16 @@
 //!
 //! Small on purpose: under emulation every process of a larger one costs a tenth of a second.
 
-use super::Progress;
 use super::cache::Cache;
 use super::compile::kernel_version;
 use super::cpio::Cpio;
 use super::error::{At, Error, Result};
 use super::host;
 use super::key::Key;
+use super::root::Root;
 use super::tools::Tools;
 use super::trees::Tree;
+use super::{Flaw, Progress};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,14 +24,15 @@ pub fn make(
     cache: &Cache,
     tools: &Tools,
     tools_tree: &Tree,
-    root: &Path,
-    root_key: &str,
+    root: &Root,
     recipes: &Path,
+    flaw: Flaw,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf> {
     let key = Key::new("initrd", 1)
         .text("tools", &tools_tree.identity())
-        .text("root", root_key)
+        .text("root", &root.key)
+        .text("flaw", if flaw == Flaw::Panic { "panic" } else { "" })
         .tree(&recipes.join("initrd"))?;
     let entry = cache.step(progress, "initrd", key, |dir, _| {
         let mut cpio = Cpio::default();
@@ -38,6 +40,7 @@ pub fn make(
             "bin",
             "dev",
             "lib64",
+            "extension",
             "modules",
             "proc",
             "run",
@@ -51,10 +54,13 @@ pub fn make(
         }
         cpio.link("lib", "usr/lib");
         cpio.device("dev/console", 0o600, (5, 1));
-        cpio.file("init", 0o755, &recipes.join("initrd/init"))?;
+        match flaw {
+            Flaw::Panic => cpio.data("init", 0o755, b"#!/bin/busybox false\n"),
+            _ => cpio.file("init", 0o755, &recipes.join("initrd/init"))?,
+        }
         cpio.file("bin/busybox", 0o755, &tools.tree().join("usr/bin/busybox"))?;
         add_program(&mut cpio, tools, &cache.log("initrd"), "usr/sbin/veritysetup", "bin/veritysetup")?;
-        add_modules(&mut cpio, root, &recipes.join("initrd/modules.list"))?;
+        add_modules(&mut cpio, &root.path, &recipes.join("initrd/modules.list"))?;
         let plain = dir.join("initrd.cpio");
         fs::write(&plain, cpio.finish()).at("write", &plain)?;
         host::run(

@@ -14,6 +14,7 @@ pub mod initrd;
 pub mod key;
 pub mod lock;
 pub mod mirror;
+pub mod release;
 pub mod root;
 pub mod services;
 pub mod size;
@@ -54,6 +55,23 @@ pub struct BuildOptions {
     pub mirror: Option<String>,
     /// Fail unless every package has exactly the version in `image-recipes/packages.lock`.
     pub locked: bool,
+    /// The version that the machine is told to be of; `None` for that of the workspace.
+    pub version: Option<String>,
+    /// For tests of updates: what is wrong with the image.
+    pub flaw: Flaw,
+}
+
+/// What can be wrong with an image that is made for a test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flaw {
+    #[default]
+    None,
+    /// The initrd's first program is none: the kernel panics.
+    Panic,
+    /// The root's hash tree is of another root: the initrd finds no root.
+    Verity,
+    /// The Docker API's signed image is cut: the service never starts.
+    Service,
 }
 
 /// How a step ended.
@@ -101,6 +119,8 @@ pub struct Built {
     pub root: PathBuf,
     /// Whether every package had the version that the lock names.
     pub locked: bool,
+    /// What an update of this image consists of.
+    pub update: release::Update,
 }
 
 /// Builds the image, or finds it in the cache.
@@ -125,29 +145,29 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
         check_lock(&lock, name, tree, options, progress, &mut locked)?;
     }
 
-    let version = env!("CARGO_PKG_VERSION");
+    let version = options.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
     let tools = Tools::new(tools_tree.path.clone());
     let zfs = compile::zfs_modules(&cache, host, &build_tree, &root_tree, progress)?;
     let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
     let services = services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)?;
-    let signer = extension::Signer::open(&cache, &tools, progress)?;
+    // The version is the kernel image's: a root without changes is the same root in every version.
     let parts = root::Parts {
         tree: &root_tree,
         zfs: &zfs,
         services: &services,
         recipes: &recipes,
-        version,
-        extension_cert: &signer.cert,
+        version: env!("CARGO_PKG_VERSION"),
+        flaw: options.flaw,
     };
     let root = root::assemble(&cache, host, &tools, &parts, progress)?;
-    let initrd = initrd::make(&cache, &tools, &tools_tree, &root.path, &root.key, &recipes, progress)?;
+    let initrd = initrd::make(&cache, &tools, &tools_tree, &root, &recipes, options.flaw, progress)?;
     let extension = match options.variant {
         Variant::Release => None,
         Variant::Development => {
             let dev = trees.make("dev", progress)?;
             check_lock(&lock, "dev", &dev, options, progress, &mut locked)?;
-            let inputs = extension::Inputs { workspace: &options.workspace, dev: &dev, root: &root_tree, version };
-            Some(extension::make(&cache, host, &tools, &trees, &signer, &inputs, progress)?)
+            let inputs = extension::Inputs { workspace: &options.workspace, dev: &dev, root: &root_tree };
+            Some(extension::make(&cache, host, &tools, &trees, &inputs, progress)?)
         }
     };
     let parts = disk::Parts {
@@ -157,9 +177,12 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
         tools_tree: &tools_tree,
         recipes: &recipes,
         version,
-        extension: extension.as_deref(),
+        extension: extension.as_ref(),
     };
-    let disk = disk::make(&cache, host, &tools, &parts, progress)?;
+    let slot = disk::slot(&cache, host, &tools, &parts, progress)?;
+    let kernel = disk::kernel(&cache, host, &tools, &parts, &slot, options.flaw, progress)?;
+    let disk = disk::make(&cache, host, &tools, &parts, &slot, &kernel, progress)?;
+    let update = release::Update { version: version.to_owned(), slot, kernel };
     Ok(Built {
         image: disk.image,
         sha256: disk.sha256,
@@ -169,6 +192,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
         tools,
         root: root.path,
         locked,
+        update,
     })
 }
 

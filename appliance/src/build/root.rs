@@ -1,17 +1,18 @@
 //! The image's root, assembled: the package tree, our files, uncompressed modules with ZFS, users, units on and off.
 //!
-//! Runs as one script with root's rights, since owners and modes are part of the result. The entry holds `root/` (what becomes the
-//! verity root; its `var` is empty) and `state/` (the first content of the state partition).
+//! Runs as one script with root's rights, since owners and modes are part of the result. The entry holds `root/`: what becomes the
+//! verity root. Its `var` is empty; systemd-tmpfiles fills the state partition.
 
-use super::Progress;
 use super::cache::Cache;
 use super::compile::kernel_version;
+use super::disk::os_release;
 use super::error::{At, Result};
 use super::host::{self, Host};
 use super::key::Key;
 use super::services::Services;
 use super::tools::Tools;
 use super::trees::Tree;
+use super::{Flaw, Progress};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -49,15 +50,14 @@ while read -r unit; do
 done < "$stage/masked.list"
 : > "$root/etc/machine-id"
 rm -f "$root"/etc/*- "$root/etc/.pwd.lock" "$root"/usr/sbin/policy-rc.d
-mv "$root/var" "$out/state"
+rm -rf "$root/var"
 mkdir -m 755 "$root/var"
-find "$root" "$out/state" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
+find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 "#;
 
 /// The assembled root and the key of what is in it.
 pub struct Root {
     pub path: PathBuf,
-    pub state: PathBuf,
     pub key: String,
 }
 
@@ -68,8 +68,7 @@ pub struct Parts<'a> {
     pub services: &'a Services,
     pub recipes: &'a Path,
     pub version: &'a str,
-    /// Certificate that development extensions are signed with.
-    pub extension_cert: &'a Path,
+    pub flaw: Flaw,
 }
 
 /// Assembles the root.
@@ -84,12 +83,12 @@ pub fn assemble(
     progress: &mut dyn Progress,
 ) -> Result<Root> {
     let recipes = parts.recipes;
-    let mut key = Key::new("root", 1)
+    let mut key = Key::new("root", 2)
         .text("script", ASSEMBLE)
         .text("packages", &parts.tree.identity())
         .text("zfs", &parts.zfs.to_string_lossy())
         .text("version", parts.version)
-        .file(parts.extension_cert)?
+        .text("flaw", if parts.flaw == Flaw::Service { "service" } else { "" })
         .tree(&recipes.join("root"))?
         .file(&recipes.join("root-masked.list"))?
         .file(&recipes.join("root-removed.list"))?;
@@ -111,7 +110,7 @@ pub fn assemble(
             .arg(&kernel);
         host::run("root", &cache.log("root"), &mut script)
     })?;
-    Ok(Root { path: entry.join("root"), state: entry.join("state"), key: hex })
+    Ok(Root { path: entry.join("root"), key: hex })
 }
 
 /// Lays out our own files the way they lie in the root.
@@ -124,12 +123,12 @@ fn stage(stage: &Path, parts: &Parts<'_>) -> Result<()> {
     for (place, file) in &parts.services.files {
         copy(file, &root.join(place))?;
     }
-    copy(parts.extension_cert, &root.join("etc/verity.d/kraud-dev.crt"))?;
-    let release = format!(
-        "ID=kraudbox\nID_LIKE=debian\nNAME=kraudbox\nPRETTY_NAME=\"kraudbox {v}\"\nVERSION_ID={v}\nIMAGE_ID=kraudbox\nIMAGE_VERSION={v}\n",
-        v = parts.version
-    );
-    write(&root.join("usr/lib/os-release"), &release)?;
+    if parts.flaw == Flaw::Service {
+        let image = root.join("usr/lib/kraud/services/docker-api.tar.gz");
+        let half = fs::metadata(&image).at("read", &image)?.len() / 2;
+        fs::File::options().write(true).open(&image).and_then(|file| file.set_len(half)).at("cut", &image)?;
+    }
+    write(&root.join("usr/lib/os-release"), &os_release(parts.version))?;
     write(&root.join("usr/lib/kraud/packages"), &parts.tree.identity())
 }
 

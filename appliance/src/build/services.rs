@@ -56,6 +56,8 @@ pub fn make(
     let bali = release.join("bali");
     let (key, public) = signing_key(cache, &bali, progress)?;
     services.files.insert("usr/bin/bali".into(), bali.clone());
+    services.files.insert("usr/lib/kraud/kraud-disks".into(), release.join("kraud-disks"));
+    services.files.insert("usr/bin/kraud-update".into(), release.join("kraud-update"));
     services.files.insert("usr/lib/kraud/keys/zone.pub".into(), public);
     for recipe in &recipes {
         let context = context(recipe, &release, guest_kernel)?;
@@ -86,7 +88,7 @@ pub fn make(
 
 /// The release folder with all binaries that the recipes name, and bali.
 fn compile(cache: &Cache, workspace: &Path, recipes: &[Recipe], progress: &mut dyn Progress) -> Result<PathBuf> {
-    let mut packages: Vec<&str> = vec!["bali"];
+    let mut packages: Vec<&str> = vec!["bali", "boot"];
     for part in recipes.iter().flat_map(|r| &r.parts) {
         if let Part::Cargo { package, .. } | Part::GuestInitramfs { package, .. } = part {
             packages.push(package);

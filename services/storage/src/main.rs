@@ -39,8 +39,7 @@ struct Args {
     /// Where the pool is mounted.
     #[arg(long, default_value = zone::paths::POOL_MOUNT)]
     mount: PathBuf,
-    /// The empty device to make the pool on at the first boot; else the partition labelled kraud-pool, else the first empty
-    /// disk.
+    /// The empty device to make the pool on at the first boot; else /dev/mapper/kraud-pool, else the first empty disk.
     #[arg(long)]
     pool_device: Option<PathBuf>,
     /// Where to tell the pool's size and health.

@@ -10,14 +10,9 @@ use anyhow::{Context as _, bail};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-/// The label of the partition that the installed image sets aside for the pool.
-const LABEL: &str = "/dev/disk/by-partlabel/kraud-pool";
-/// A disk that says by its serial number that it is for the pool: a virtual machine's second disk. It goes before the partition.
-const DISK: &str = "/dev/disk/by-id/virtio-kraud-pool";
-/// How long udev has for it; only the first boot without such a partition waits in vain.
-const LABEL_DEADLINE: Duration = Duration::from_secs(10);
+/// The encrypted device that the machine sets aside for the pool; `kraud-disks pool` opens it before this service starts.
+const OWN: &str = "/dev/mapper/kraud-pool";
 /// A pool on less is of no use.
 const MIN_BYTES: u64 = 1 << 30;
 
@@ -53,10 +48,13 @@ async fn is_imported(runner: &Runner, name: &str) -> Result<bool, RunError> {
 
 /// Imports the pool, also when the machine was not shut down or got another host id: it is this machine's only pool.
 async fn import(runner: &Runner, name: &str) -> Result<bool, RunError> {
-    let mut argv = argv!["zpool", "import", "-N", "-f", "-o", "cachefile=none", "-d", "/dev"];
-    for dir in ["/dev/disk/by-partlabel", "/dev/disk/by-id"] {
-        if Path::new(dir).is_dir() {
-            argv.extend(argv!["-d", dir]);
+    let mut argv = argv!["zpool", "import", "-N", "-f", "-o", "cachefile=none"];
+    for place in ["/dev/mapper", "/dev", "/dev/disk/by-id"] {
+        if Path::new(place).is_dir() {
+            argv.extend(argv!["-d", place]);
+        }
+        if Path::new(OWN).exists() {
+            break;
         }
     }
     argv.push(name.to_owned());
@@ -73,8 +71,7 @@ async fn import(runner: &Runner, name: &str) -> Result<bool, RunError> {
 async fn create(runner: &Runner, place: &PoolPlace) -> anyhow::Result<()> {
     let device = match &place.device {
         Some(device) => device.clone(),
-        None if appears(Path::new(LABEL)).await && !Path::new(DISK).exists() => PathBuf::from(LABEL),
-        None if Path::new(DISK).exists() => PathBuf::from(DISK),
+        None if Path::new(OWN).exists() => PathBuf::from(OWN),
         None => first_empty_disk(runner).await?,
     };
     refuse_unless_empty(runner, &device).await?;
@@ -85,15 +82,6 @@ async fn create(runner: &Runner, place: &PoolPlace) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the pool on {}", device.display()))?;
     tracing::info!(pool = place.name, device = %device.display(), "made the pool");
     Ok(())
-}
-
-/// At boot udev may still be making the link.
-async fn appears(path: &Path) -> bool {
-    let deadline = tokio::time::Instant::now() + LABEL_DEADLINE;
-    while !path.exists() && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    path.exists()
 }
 
 async fn mount(runner: &Runner, name: &str) -> anyhow::Result<()> {
@@ -169,9 +157,7 @@ async fn first_empty_disk(runner: &Runner) -> anyhow::Result<PathBuf> {
             Err(error) => tracing::info!(device = %device.display(), reason = %error, "not taken for the pool"),
         }
     }
-    bail!(
-        "there is no pool, no partition labelled kraud-pool and no empty disk: add an empty disk, or name one with --pool-device"
-    )
+    bail!("there is no pool, no device kraud-pool and no empty disk: add an empty disk, or name one with --pool-device")
 }
 
 /// Whole disks without partitions, holders, signatures or mounts, that are fixed and writable.

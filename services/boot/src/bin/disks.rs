@@ -1,0 +1,95 @@
+//! `kraud-disks state` puts the state partition on /var; `kraud-disks pool` makes `/dev/mapper/kraud-pool` ready for storage.
+
+use anyhow::{Context, Result};
+use boot::crypt::{self, Opened};
+use boot::gpt::Table;
+use boot::run::run;
+use boot::sysfs::Disk;
+use clap::{Parser, Subcommand};
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+const STATE: &str = "kraud-state";
+const POOL: &str = "kraud-pool";
+
+/// Opens the machine's own disks, and encrypts them at the first boot.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The state partition, mounted on /var
+    State,
+    /// The pool's device: a disk with the serial number kraud-pool, else the last partition, grown to the disk's end
+    Pool,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::State => state(),
+        Command::Pool => pool(),
+    }
+}
+
+fn state() -> Result<()> {
+    let disk = Disk::of_root()?;
+    let partition = disk.partition(STATE).with_context(|| format!("{} has no partition {STATE}", disk.name))?;
+    let (mapped, opened) = crypt::open(&partition.device, STATE, |mapped| {
+        let mapped = mapped.to_str().context("a device's name is not text")?;
+        run(&["mkfs.ext4", "-q", "-F", "-L", STATE, "-m", "5", "-E", "nodiscard,lazy_itable_init=1", mapped], &[])
+    })?;
+    report(STATE, &partition.device, opened);
+    let (flags, options) = (
+        rustix::mount::MountFlags::NOATIME | rustix::mount::MountFlags::NODEV | rustix::mount::MountFlags::NOSUID,
+        c"",
+    );
+    rustix::mount::mount(&mapped, "/var", "ext4", flags, options)
+        .with_context(|| format!("cannot mount {} on /var", mapped.display()))
+}
+
+fn pool() -> Result<()> {
+    let device = match Disk::with_serial(POOL) {
+        Some(disk) => disk.device(),
+        None => own_partition()?,
+    };
+    let (_, opened) = crypt::open(&device, POOL, |_| Ok(()))?;
+    report(POOL, &device, opened);
+    Ok(())
+}
+
+/// The pool's partition of the disk that the machine was started from. It grows only before it is used for the first time.
+fn own_partition() -> Result<PathBuf> {
+    let disk = Disk::of_root()?;
+    let partition = disk.partition(POOL).with_context(|| format!("{} has no partition {POOL}", disk.name))?;
+    if let Err(error) = grow(&disk, partition.number) {
+        // Less room is no reason not to start.
+        say(&format!("{POOL} does not grow to the end of {}: {error:#}", disk.name));
+    }
+    Ok(partition.device)
+}
+
+fn grow(disk: &Disk, number: u32) -> Result<()> {
+    let device = disk.device();
+    let mut file = OpenOptions::new().read(true).write(true).open(&device).context("cannot open the disk")?;
+    let mut table = Table::read(&mut file)?;
+    let Some(length) = table.grow(number, disk.length())? else { return Ok(()) };
+    table.write(&mut file, |file: &mut File| file.sync_all())?;
+    let (device, number, sectors) = (device.display().to_string(), number.to_string(), (length / 512).to_string());
+    run(&["resizepart", &device, &number, &sectors], &[])?;
+    say(&format!("{POOL} now has {} MiB", length >> 20));
+    Ok(())
+}
+
+fn report(name: &str, device: &Path, opened: Opened) {
+    if opened == Opened::New {
+        say(&format!("encrypted {} as {name}", device.display()));
+    }
+}
+
+#[allow(clippy::print_stderr)]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
