@@ -13,6 +13,7 @@ mod bundle;
 mod bus;
 mod control;
 mod cpu;
+mod doctor;
 mod epoll;
 mod jail;
 mod logs;
@@ -34,10 +35,11 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: kcradle run DIR [--strict] [--pid-file FILE]
+const USAGE: &str = "usage: kcradle run DIR [--strict] [--exit-status] [--pid-file FILE]
        kcradle logs DIR
        kcradle plug DIR net TAP MAC [NIC] | disk FILE [ro]
-       kcradle unplug DIR DEVICE";
+       kcradle unplug DIR DEVICE
+       kcradle doctor";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,6 +49,7 @@ enum Command {
     Logs { dir: PathBuf },
     Plug { dir: PathBuf, what: plug::What },
     Unplug { dir: PathBuf, device: String },
+    Doctor,
     Help,
 }
 
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stdout(), "{answer}");
             0
         }),
+        Ok(Command::Doctor) => doctor::doctor(std::io::stdout()),
         Ok(Command::Unplug { dir, device }) => plug::unplug(&dir, &device).map(|()| 0),
     };
     result.map_or_else(
@@ -99,6 +103,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
             let device = text(args.next(), "unplug needs a device")?;
             end(args, "unplug").map(|()| Command::Unplug { dir, device })
         }
+        Some("doctor") => end(args, "doctor").map(|()| Command::Doctor),
         Some("-h" | "--help" | "help") => Ok(Command::Help),
         _ => Err(format!("there is no command {}", verb.display())),
     }
@@ -110,6 +115,7 @@ fn parse_run(mut args: impl Iterator<Item = OsString>) -> Result<Command, String
     while let Some(flag) = args.next() {
         match flag.to_str() {
             Some("--strict") => options.strict = true,
+            Some("--exit-status") => options.exit_status = true,
             Some("--pid-file") => options.pid_file = Some(args.next().ok_or("--pid-file needs a file name")?.into()),
             _ => return Err(format!("run does not know {}", flag.display())),
         }
@@ -158,9 +164,14 @@ mod tests {
 
     #[test]
     fn run_takes_a_directory_and_perhaps_a_pid_file() {
-        let options = |strict, pid_file| Ok(Command::Run(run::Options { dir: "/b".into(), strict, pid_file }));
+        let options = |strict, pid_file| {
+            Ok(Command::Run(run::Options { dir: "/b".into(), strict, exit_status: strict, pid_file }))
+        };
         assert_eq!(parsed(&["run", "/b"]), options(false, None));
-        assert_eq!(parsed(&["run", "/b", "--strict", "--pid-file", "p"]), options(true, Some("p".into())));
+        assert_eq!(
+            parsed(&["run", "/b", "--strict", "--exit-status", "--pid-file", "p"]),
+            options(true, Some("p".into()))
+        );
     }
 
     #[test]

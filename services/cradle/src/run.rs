@@ -59,6 +59,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Refuse to start where the jail is not complete.
     pub strict: bool,
+    /// End with the status of the container that exited last, when the guest ended well.
+    pub exit_status: bool,
     /// Where to write the process id.
     pub pid_file: Option<PathBuf>,
 }
@@ -84,7 +86,7 @@ pub fn run(options: &Options) -> Result<u8> {
             say(&format!("this host gives no {what} to the jail: {why}; system call filters hold nonetheless"));
         }
     }
-    machine.start(bundle.vcpus, entry)
+    machine.start(bundle.vcpus, entry, options.exit_status)
 }
 
 /// Everything, before the first instruction.
@@ -214,7 +216,7 @@ impl Machine {
     }
 
     /// Starts the threads, and is the main one until the guest ends.
-    fn start(self, vcpus: u8, entry: u64) -> Result<u8> {
+    fn start(self, vcpus: u8, entry: u64, exit_status: bool) -> Result<u8> {
         let Self { mem, vm, devices, mut vsock, vsock_slot, rng, rng_slot, disks, nets, mut shares, .. } = self;
         let end = End::new().context("cannot make event descriptors")?;
         let mut epoll = Epoll::new().context("cannot make an epoll set")?;
@@ -301,6 +303,7 @@ impl Machine {
                     );
                     return Ok(vcpu::CRASHED);
                 }
+                Some(vcpu::ENDED) if exit_status => return Ok(vsock.exit_status().unwrap_or(vcpu::ENDED)),
                 Some(code) => return Ok(code),
                 None => {}
             }

@@ -91,6 +91,12 @@ impl Vsock {
         self.sockets.log_wanted && self.sockets.log.is_none()
     }
 
+    /// The last container's exit status, as the log has it.
+    #[must_use]
+    pub fn exit_status(&self) -> Option<u8> {
+        self.sockets.log.as_ref()?.exit_status()
+    }
+
     /// The agent has begun to answer, since this was asked last.
     pub fn became_ready(&mut self) -> bool {
         std::mem::take(&mut self.sockets.news)

@@ -7,7 +7,10 @@ use anyhow::{Context, Result};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use zone::log::{FileHeader, MAX_RECORD};
+use zone::log::{Data, FileHeader, MAX_RECORD, Record};
+
+/// A record of an end is shorter.
+const TAIL: u64 = 64 * 1024;
 
 /// The two files.
 #[derive(Debug)]
@@ -106,6 +109,20 @@ impl LogFiles {
         }
         self.partial.push(b'\n');
         self.flush_partial()
+    }
+
+    /// The status in the newest record, if it says that a container has exited. One that did not even start counts as 125.
+    #[must_use]
+    pub fn exit_status(&self) -> Option<u8> {
+        let from = self.size.saturating_sub(TAIL);
+        let mut tail = vec![0; usize::try_from(self.size - from).ok()?];
+        self.files[self.current].read_exact_at(&mut tail, from).ok()?;
+        let last = tail.trim_ascii_end().rsplit(|b| *b == b'\n').next()?;
+        match serde_json::from_slice::<Record>(last).ok()?.data {
+            Data::Exited { code, .. } => Some(code.to_le_bytes()[0]),
+            Data::Failed(_) => Some(125),
+            _ => None,
+        }
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -223,6 +240,18 @@ mod tests {
         let mut log = place.open(1 << 20);
         log.write(&line(1)).unwrap();
         assert_eq!(place.numbers(), [0, 1]);
+    }
+
+    #[test]
+    fn the_last_containers_exit_is_known_and_nothing_else_is_taken_for_one() {
+        let place = Place::new();
+        let mut log = place.open(1 << 20);
+        assert_eq!(log.exit_status(), None);
+        log.write(&line(0)).unwrap();
+        assert_eq!(log.exit_status(), None);
+        let data = Data::Exited { code: 7, oom_killed: false };
+        log.write(&Record { run: 1, number: 1, time_ns: 5, container: "c".into(), data }.to_line()).unwrap();
+        assert_eq!(log.exit_status(), Some(7));
     }
 
     #[test]
