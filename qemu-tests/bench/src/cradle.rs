@@ -78,6 +78,7 @@ impl Ours<'_> {
         }
         std::fs::write(folder.join("spec.json"), Guest::spec(args)?).context("write the spec")?;
         let bundle = Bundle {
+            kvm: None,
             vcpus: VCPUS,
             memory_mib: MEMORY_MIB,
             kernel: Guest::artefact("vmlinux")?,
@@ -87,6 +88,7 @@ impl Ours<'_> {
             disks: vec![Disk {
                 extents: vec![Extent { path: self.guest.disk.clone(), offset: 0, len: 0 }],
                 read_only: true,
+                ..Disk::default()
             }],
             nets: Vec::new(),
             shares: Vec::new(),
