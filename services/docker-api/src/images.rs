@@ -6,6 +6,7 @@
 mod build;
 mod commit;
 mod distribution;
+mod registry;
 mod remove;
 mod transfer;
 
@@ -19,7 +20,7 @@ use crate::version::ApiVersion;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/build/prune", post(build::prune))
         .route("/build/cancel", post(build::cancel))
         .route("/build", post(build::build).layer(DefaultBodyLimit::disable()))
+        .route("/v2/", any(registry::pass))
+        .route("/v2/{*rest}", any(registry::pass).layer(DefaultBodyLimit::disable()))
         .route("/grpc", post(build::buildkit))
         .route("/session", post(build::buildkit))
         .route("/commit", post(commit::commit))

@@ -26,6 +26,7 @@ mod registry;
 mod save;
 mod server;
 mod store;
+mod worker;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -67,8 +68,16 @@ struct Args {
     insecure_registry: Vec<String>,
 }
 
+fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == worker::NAME) {
+        return worker::run(args);
+    }
+    serve()
+}
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn serve() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)

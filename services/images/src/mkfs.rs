@@ -1,4 +1,4 @@
-//! Runs `mkfs.erofs`, the one part that interprets a stranger's files, as a process with limits of its own.
+//! Runs `mkfs.erofs`, the one part that interprets a stranger's files, in a worker with limits of its own.
 //!
 //! A layer is built with uncompressed data and without inline data, since only such layers can be merged. The merged
 //! file ("rebuild" mode) has metadata alone, and counts on the layers standing behind it on the same disk, in order.
@@ -40,7 +40,8 @@ impl Mkfs {
         let uuid = format!("-U{}", uuid(diff_id));
         let flags = ["--quiet", "--tar=f", "--aufs", "-T0", "--mkfs-time", "-b4096", "-Enoinline_data", &uuid];
         let args = flags.iter().map(OsStr::new).chain([output.as_os_str(), archive.as_os_str()]);
-        self.run(args.map(OsString::from).collect(), &format!("layer {diff_id}")).await
+        let shown = [output.as_os_str(), archive.as_os_str()];
+        self.run(&shown, args.map(OsString::from).collect(), &format!("layer {diff_id}")).await
     }
 
     /// Makes an image's merged metadata from its layers, lowest first.
@@ -51,15 +52,23 @@ impl Mkfs {
         let uuid = format!("-U{}", uuid(image));
         let flags = ["--quiet", "-T0", "--mkfs-time", "-b4096", "--ovlfs-strip=1", "-Enosbcrc", &uuid];
         let args = flags.iter().map(OsStr::new).chain([output.as_os_str()]).chain(layers.iter().map(|l| l.as_os_str()));
-        self.run(args.map(OsString::from).collect(), &format!("image {image}")).await
+        let shown: Vec<_> = [output.as_os_str()].into_iter().chain(layers.iter().map(|l| l.as_os_str())).collect();
+        self.run(&shown, args.map(OsString::from).collect(), &format!("image {image}")).await
     }
 
-    async fn run(&self, args: Vec<OsString>, what: &str) -> Result<()> {
+    /// Runs the program in a worker ([`crate::worker`]) that sees only the files `shown`, of which it may write the first.
+    async fn run(&self, shown: &[&OsStr], args: Vec<OsString>, what: &str) -> Result<()> {
         let program = self.program.display();
         let began = Instant::now();
-        let child = Command::new(&self.program)
+        let ourselves = std::env::current_exe().map_err(io("cannot find the worker"))?;
+        let child = Command::new(ourselves)
+            .arg(crate::worker::NAME)
+            .args(shown)
+            .arg("--")
+            .arg(&self.program)
             .args(&args)
             .env_clear()
+            .envs(std::env::var_os("KRAUD_WORKER_READ").map(|v| ("KRAUD_WORKER_READ", v)))
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

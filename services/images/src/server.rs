@@ -39,8 +39,9 @@ pub fn router(context: Context, registries: Registries, docker: Docker) -> Route
         .route("/build", post(build))
         .route("/build/prune", post(prune))
         .route("/distribution", get(distribution))
+        .with_state(Server { context: context.clone(), registries, docker })
+        .merge(crate::registry::serve(context))
         .layer(DefaultBodyLimit::disable())
-        .with_state(Server { context, registries, docker })
 }
 
 async fn load(State(server): State<Server>, body: Body) -> Response {

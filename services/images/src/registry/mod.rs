@@ -1,4 +1,4 @@
-//! Registries (OCI distribution specification): pull and push.
+//! Registries (OCI distribution specification): pull and push; and the zone as one (serve.rs, uploads.rs).
 //!
 //! ```text
 //! pull.rs, push.rs, ask.rs ── session.rs (one repository: base address, authorization, 401 dance) ── transport.rs (HTTP, TLS)
@@ -9,11 +9,14 @@ mod ask;
 mod auth;
 mod pull;
 mod push;
+mod serve;
 mod session;
 mod settings;
 mod transport;
+mod uploads;
 
 pub use auth::Credentials;
+pub use serve::router as serve;
 pub use settings::Settings;
 pub use transport::Transport;
 

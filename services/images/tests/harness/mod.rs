@@ -141,6 +141,17 @@ impl Zone {
         String::from_utf8(self.call(Method::POST, path, body).await.1).unwrap()
     }
 
+    /// The place that an answer names.
+    pub async fn location(&self, method: Method, path: &str, body: &str) -> String {
+        let stream = tokio::net::UnixStream::connect(self.path("images.sock")).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header("host", "x");
+        let response =
+            sender.send_request(request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await.unwrap();
+        response.headers()["location"].to_str().unwrap().to_owned()
+    }
+
     /// Posts with credentials, as `X-Registry-Auth` has them.
     pub async fn post_as(&self, path: &str, credentials: &str) -> String {
         let stream = tokio::net::UnixStream::connect(self.path("images.sock")).await.unwrap();
