@@ -68,8 +68,6 @@ fn t01_a_good_update_proves_itself_and_the_zone_keeps_what_it_had() {
     assert!(before.contains("from kraud-root-a") || before.contains("from kraud-verity-a"), "{before}");
     let _ = inside(&["kraud-update", "apply", &url]);
     settles("0.2.0", "0.2.0 good");
-    let after = inside(&["kraud-update", "status"]).ok();
-    assert!(after.contains("-b\n"), "the other slot runs: {after}");
     assert!(docker(&["volume", "ls", "-q"]).ok().contains("kept"));
     assert_eq!(docker(&["run", "--rm", "busybox", "echo", "hello"]).ok(), "hello\n");
 }

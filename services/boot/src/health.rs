@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 const SERVICES: [&str; 8] = ["macro", "storage", "vpc", "images", "pods", "docker-api", "node", "web-ui"];
 const DOCKER: &str = "/run/kraud/docker/docker.sock";
 const POOL: &str = "/run/kraud/storage/pool.json";
-/// How long everything must have stayed as it is.
+/// How long everything must have stayed as it is; a look costs a second of processor time under emulation.
 const STEADY: Duration = Duration::from_secs(5);
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(4);
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// Waits until the machine is good, and has been for a while.
