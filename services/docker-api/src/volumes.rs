@@ -1,5 +1,7 @@
 //! `/volumes`: named places that outlive containers.
 
+mod rollback;
+
 use crate::App;
 use crate::errors::{Failure, Result};
 use crate::filters::Params;
@@ -43,7 +45,13 @@ pub fn check_driver(driver: &str) -> Result<()> {
     if ["local", "nfs", "lv2"].contains(&driver) {
         return Ok(());
     }
-    Err(Failure::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")))
+    let why = match driver {
+        "gfs" => " (file locks between pods are not there yet; local and nfs volumes can be shared without them)",
+        "lv" => " (there is no volume without snapshots and checksums; lv2 is a block device with both)",
+        "red" => " (this zone has one pool; there is none of slow disks)",
+        _ => "",
+    };
+    Err(Failure::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found{why}")))
 }
 
 /// The containers that use a volume.
@@ -90,7 +98,13 @@ fn find(world: &World, name: &str) -> Result<Arc<Resource<Volume>>> {
 
 async fn inspect(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>> {
     let world = app.store.world();
-    Ok(Json(describe(&world, &*find(&world, &name)?)))
+    let volume = find(&world, &name)?;
+    let mut json = describe(&world, &volume);
+    // What a driver says of a volume (VolumeDriver.Get); lists do not have it.
+    if let Some(status) = rollback::status(&app, &volume).await? {
+        json["Status"] = status;
+    }
+    Ok(Json(json))
 }
 
 async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>> {

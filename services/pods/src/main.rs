@@ -10,6 +10,7 @@
 mod agent;
 mod artefacts;
 mod beneath;
+mod belongs;
 mod disk;
 mod follow;
 mod launch;

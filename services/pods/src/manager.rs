@@ -5,7 +5,7 @@ use crate::shared::Shared;
 use crate::systemd::UnitEnd;
 use crate::unit::{self, FS_UNITS, POD_UNITS};
 use crate::world::{self, World};
-use crate::{disk, world::View};
+use crate::{belongs, disk, world::View};
 use anyhow::{Context as _, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,22 +29,26 @@ struct Manager {
     units: Vec<String>,
     booted: bool,
     first: bool,
+    /// What runs and has no pod may be stopped and removed.
+    collects: bool,
 }
 
 /// Runs all pods, for ever.
 ///
 /// # Errors
-/// When systemd cannot be asked, or the bus is gone: start again then.
+/// When systemd cannot be asked, or the bus is gone, or the state engine's database is another one: start again then.
 pub async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<UnitEnd>) -> anyhow::Result<()> {
     let units = shared.systemd.list(&[POD_UNITS, FS_UNITS]).await?;
     let tasks = Tasks::default();
     let marker = shared.config.run.join(MARKER);
     let booted = !marker.exists();
-    let mut manager = Manager { shared: shared.clone(), tasks: tasks.clone(), units, booted, first: true };
-    let follow = world::follow(shared.client.clone(), move |world, concerned| manager.tell(world, concerned));
+    let (zone, collects) = belongs::ensure(&shared.client, &shared.config.data, units.is_empty()).await;
+    let (shared_, tasks_) = (shared.clone(), tasks.clone());
+    let mut manager = Manager { shared: shared_, tasks: tasks_, units, booted, first: true, collects };
+    let follow = world::follow(shared.client.clone(), &zone, move |world, concerned| manager.tell(world, concerned));
     std::fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))?;
     tokio::select! {
-        () = follow => bail!("the state engine is followed no more"),
+        () = follow => bail!("the state engine answers for another zone"),
         () = route(&mut ends, &tasks) => bail!("the bus has closed the connection"),
     }
 }
@@ -83,6 +87,9 @@ impl Manager {
             if let Some(uid) = view.pod.status.uid {
                 self.shared.keep_uid(uid);
             }
+        }
+        if !self.collects {
+            return;
         }
         let orphans: Vec<String> =
             self.units.iter().filter(|u| unit::pod_of(u).is_some_and(|p| !pods.contains(&p))).cloned().collect();

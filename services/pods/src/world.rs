@@ -136,13 +136,22 @@ fn put<K: Kind>(kept: &mut Kept<K>, event: &Event, name: &str) -> bool {
     }
 }
 
-/// Follows the state engine for ever. `tell` is called with the complete copy at first, and again after each change, with
+/// Follows the state engine until its database is another one than `zone`'s. `tell` is called with the complete copy at first, and again after each change, with
 /// the pods concerned; after a gap, all that were and all that are.
-pub async fn follow(client: Client, mut tell: impl FnMut(&World, BTreeSet<PodId>)) {
+pub async fn follow(client: Client, zone: &str, mut tell: impl FnMut(&World, BTreeSet<PodId>)) {
     let mut pause = Duration::from_millis(50);
     let mut known = BTreeSet::new();
     loop {
-        let error = match World::list(&client).await {
+        let listed = match client.zone_id().await {
+            Ok(id) if id == zone => World::list(&client).await,
+            // To this copy every pod would be gone.
+            Ok(id) => {
+                tracing::error!(zone, now = id, "the state engine's database is another one than before");
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        let error = match listed {
             Ok((mut world, revision)) => {
                 pause = Duration::from_millis(50);
                 known.extend(world.pods());

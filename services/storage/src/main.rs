@@ -5,9 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod options;
 mod places;
 mod pool;
+mod recover;
+mod rollback;
 mod run;
+mod schedule;
+mod scrub;
 mod snapshots;
 mod volumes;
 mod zfs;
@@ -20,12 +25,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use zone::client::Client;
 
-/// How often sizes are read again.
-const REFRESH: Duration = Duration::from_secs(60);
+/// How often sizes and the pool's health are read again.
+const REFRESH: Duration = Duration::from_secs(300);
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(3);
-/// Automatic snapshots are taken at each multiple of this, seconds.
-const SCHEDULE_S: u64 = 600;
 
 /// Storage: pool, volumes, snapshots.
 #[derive(Debug, Parser)]
@@ -74,7 +77,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Goes over everything at start, after each change and each minute, for ever.
+/// Goes over everything at start, after each change, when a snapshot is due and each few minutes, for ever.
 async fn reconcile(runner: run::Runner, args: Args) {
     let zone = Client::new(&args.macro_socket);
     let volumes = volumes::Volumes {
@@ -86,20 +89,22 @@ async fn reconcile(runner: run::Runner, args: Args) {
     };
     let snapshots = snapshots::Snapshots { runner: runner.clone(), zone: zone.clone() };
     let changed = Arc::new(Notify::new());
-    tokio::spawn(watch(zone, changed.clone()));
+    tokio::spawn(watch(zone.clone(), changed.clone()));
     let mut refreshed: Option<tokio::time::Instant> = None;
-    let mut schedule_slot = now_s() / SCHEDULE_S;
+    let mut schedule = schedule::Schedule::default();
     loop {
         let began = tokio::time::Instant::now();
         let refresh = refreshed.is_none_or(|at| began - at >= REFRESH);
         let pass = async {
+            recover::ensure(&runner, &zone, &volumes.parent, &volumes.mount).await?;
             let mut found = volumes.reconcile(refresh).await?;
-            if now_s() / SCHEDULE_S > schedule_slot {
-                schedule_slot = now_s() / SCHEDULE_S;
-                snapshots.schedule(&found.datasets, now_s()).await?;
+            let due = schedule.due(&found.intervals, now_s());
+            if !due.is_empty() {
+                snapshots.schedule(&found, &due, now_s()).await?;
             }
-            found.again |= snapshots.reconcile(&found.datasets, refresh).await?;
+            found.again |= snapshots.reconcile(&found, refresh || !due.is_empty()).await?;
             if refresh {
+                scrub::when_due(&runner, &args.pool, now_s()).await;
                 write_pool_status(&runner, &args).await?;
             }
             anyhow::Ok(found.again)
@@ -111,10 +116,10 @@ async fn reconcile(runner: run::Runner, args: Args) {
         if refresh {
             refreshed = Some(began);
         }
-        let wait = if again { RETRY } else { REFRESH };
+        let next = if again { RETRY } else { REFRESH.min(schedule.until_next(now_s())) };
         tokio::select! {
             () = changed.notified() => {}
-            () = tokio::time::sleep_until(began + wait) => {}
+            () = tokio::time::sleep_until(began + next) => {}
         }
     }
 }
@@ -144,11 +149,12 @@ fn now_s() -> u64 {
     zone::time::now_ns() / 1_000_000_000
 }
 
-/// `{"pool_bytes":…,"pool_free_bytes":…,"health":"ONLINE"}`, for whoever wants to show it.
+/// `{"pool_bytes":…,"pool_free_bytes":…,"health":"ONLINE","troubles":[]}`, for whoever wants to show it.
 async fn write_pool_status(runner: &run::Runner, args: &Args) -> anyhow::Result<()> {
     let json = runner.json(&zfs::list_pool(&args.pool)).await?;
-    let pool =
+    let mut pool =
         zfs::parse_pool(&json, &args.pool).with_context(|| format!("zpool list says nothing of {}", args.pool))?;
+    pool.troubles = scrub::troubles(runner, &args.pool).await?;
     let path = &args.pool_status;
     let dir = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;

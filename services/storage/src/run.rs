@@ -58,6 +58,10 @@ pub enum Cause {
     Exists,
     /// It is in use; later it may not be.
     Busy,
+    /// Something that was made from it is still there.
+    HasClones,
+    /// There is no room in the pool.
+    Full,
     /// Anything else.
     Other,
 }
@@ -72,6 +76,10 @@ impl Cause {
             Self::Exists
         } else if says(&["is busy", "pool or dataset is busy", "target is busy"]) {
             Self::Busy
+        } else if says(&["has dependent clones"]) {
+            Self::HasClones
+        } else if says(&["out of space", "No space left on device"]) {
+            Self::Full
         } else {
             Self::Other
         }
@@ -161,7 +169,9 @@ mod tests {
             ("cannot create 'zone/volumes/x': dataset already exists", Cause::Exists),
             ("cannot destroy 'zone/volumes/x': dataset is busy", Cause::Busy),
             ("cannot unmount '/zone/volumes/x': pool or dataset is busy", Cause::Busy),
-            ("cannot create 'zone/volumes/x': out of space", Cause::Other),
+            ("cannot create 'zone/volumes/x': out of space", Cause::Full),
+            ("cannot destroy 'zone/volumes/x@a': snapshot has dependent clones", Cause::HasClones),
+            ("cannot create 'zone/volumes/x': permission denied", Cause::Other),
         ] {
             assert_eq!(Cause::of(text), cause, "{text}");
         }

@@ -4,6 +4,7 @@
 //! Must never: destroy a snapshot without this service's mark, or the snapshot of anything but a volume.
 
 use crate::run::{Cause, Runner};
+use crate::volumes::Pass;
 use crate::zfs::{self, Dataset, Snap};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +14,8 @@ use zone::{ApiError, ErrorKind, Resource, VolumeName};
 
 /// The newest automatic snapshots of a volume, all kept.
 const KEEP_NEWEST: usize = 12;
-/// Of older ones, one for each of this many hours.
-const KEEP_HOURS: usize = 48;
+/// Of older ones, the newest of each period, for this many periods: seconds and how many.
+const LADDER: [(u64, usize); 3] = [(3600, 48), (86_400, 30), (30 * 86_400, 12)];
 
 /// Keeps snapshots as resources say.
 #[derive(Clone, Debug)]
@@ -33,15 +34,15 @@ fn parts(id: &str) -> Option<(&str, &str)> {
 }
 
 impl Snapshots {
-    /// Creates a resource for each volume that was written to since its last snapshot, and deletes those that the ladder
-    /// does not keep.
+    /// Creates a resource for each volume of `due` that was written to since its last snapshot, and deletes those that the
+    /// ladder does not keep.
     ///
     /// # Errors
     /// When the state engine cannot be asked.
-    pub async fn schedule(&self, datasets: &BTreeMap<String, Dataset>, now_s: u64) -> Result<(), ApiError> {
+    pub async fn schedule(&self, pass: &Pass, due: &[String], now_s: u64) -> Result<(), ApiError> {
         let stamp = Timestamp::from_second(i64::try_from(now_s).unwrap_or(0)).unwrap_or_default();
         let name = format!("auto-{}", stamp.strftime("%Y%m%d-%H%M%S"));
-        for (volume, _) in datasets.iter().filter(|(_, d)| d.written > 0) {
+        for volume in due.iter().filter(|v| pass.datasets.get(*v).is_some_and(|d| d.written > 0)) {
             let spec = SnapshotSpec { volume: VolumeName::new(volume), automatic: true };
             match self.zone.create::<Snapshot>(&format!("{volume}@{name}"), &spec).await {
                 Err(error) if error.kind != ErrorKind::Conflict => return Err(error),
@@ -49,13 +50,11 @@ impl Snapshots {
             }
         }
         let mut times: BTreeMap<String, Vec<(u64, String)>> = BTreeMap::new();
-        for snapshot in
-            self.zone.list::<Snapshot>().await?.items.into_iter().filter(|s| s.spec.automatic && s.status.ready)
-        {
-            times
-                .entry(snapshot.spec.volume.0)
-                .or_default()
-                .push((snapshot.status.taken_ns / 1_000_000_000, snapshot.meta.name));
+        for snapshot in self.zone.list::<Snapshot>().await?.items {
+            if snapshot.spec.automatic && snapshot.status.ready && due.contains(&snapshot.spec.volume.0) {
+                let taken_s = snapshot.status.taken_ns / 1_000_000_000;
+                times.entry(snapshot.spec.volume.0).or_default().push((taken_s, snapshot.meta.name));
+            }
         }
         for expired in times.into_values().flat_map(expired) {
             match self.zone.delete::<Snapshot>(&expired).await {
@@ -70,7 +69,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// When the state engine cannot be asked.
-    pub async fn reconcile(&self, datasets: &BTreeMap<String, Dataset>, refresh: bool) -> anyhow::Result<bool> {
+    pub async fn reconcile(&self, pass: &Pass, refresh: bool) -> anyhow::Result<bool> {
         let volumes = crate::volumes::names(&self.zone.list::<Volume>().await?.items);
         let mut wanted: BTreeMap<String, Vec<Resource<Snapshot>>> = BTreeMap::new();
         for snapshot in self.zone.list::<Snapshot>().await?.items {
@@ -82,9 +81,10 @@ impl Snapshots {
             }
         }
         let mut again = false;
-        for (volume, dataset) in datasets {
+        for (volume, dataset) in &pass.datasets {
             let wanted = wanted.remove(volume).unwrap_or_default();
-            again |= self.reconcile_volume(volume, dataset, &wanted, refresh).await?;
+            let former = pass.former.get(volume).map(Vec::as_slice).unwrap_or_default();
+            again |= self.reconcile_volume(volume, dataset, former, &wanted, refresh).await?;
         }
         for snapshot in wanted.into_values().flatten() {
             let error = Some("its volume is not ready".to_owned());
@@ -98,6 +98,7 @@ impl Snapshots {
         &self,
         volume: &str,
         dataset: &Dataset,
+        former: &[Dataset],
         wanted: &[Resource<Snapshot>],
         refresh: bool,
     ) -> anyhow::Result<bool> {
@@ -105,19 +106,21 @@ impl Snapshots {
         if wanted.iter().all(|s| s.status.ready) && !refresh && wanted.is_empty() {
             return Ok(false);
         }
-        let mut there = self.list(dataset).await?;
-        let have: BTreeSet<String> = there.iter().map(|s| s.name.clone()).collect();
+        let all: Vec<&Dataset> = std::iter::once(dataset).chain(former).collect();
+        let mut there = self.list(&all).await?;
+        let have: BTreeSet<String> = there.iter().map(|s| s.short().to_owned()).collect();
         let mut errors: BTreeMap<String, String> = BTreeMap::new();
-        let full = |id: &str| parts(id).filter(|(v, _)| *v == volume).map(|(_, n)| format!("{}@{n}", dataset.name));
+        let short = |id: &str| parts(id).filter(|(v, _)| *v == volume).map(|(_, n)| n.to_owned());
         let mut changed = false;
         for snapshot in wanted {
-            match full(&snapshot.meta.name) {
+            match short(&snapshot.meta.name) {
                 None => {
                     let text = "its name must be VOLUME@NAME, NAME of at most 40 letters, digits, '_', '.', '-', ':'";
                     errors.insert(snapshot.meta.name.clone(), text.to_owned());
                 }
                 Some(name) if !have.contains(&name) && !snapshot.status.ready => {
                     changed = true;
+                    let name = format!("{}@{name}", dataset.name);
                     if let Err(error) = self.runner.run(&zfs::snapshot(&name, snapshot.spec.automatic)).await {
                         errors.insert(snapshot.meta.name.clone(), error.to_string());
                     }
@@ -125,17 +128,17 @@ impl Snapshots {
                 Some(_) => {}
             }
         }
-        let keep: BTreeSet<String> = wanted.iter().filter_map(|s| full(&s.meta.name)).collect();
+        let keep: BTreeSet<String> = wanted.iter().filter_map(|s| short(&s.meta.name)).collect();
         let mut again = false;
-        for unwanted in there.iter().filter(|s| s.marked && !keep.contains(&s.name)) {
+        for unwanted in there.iter().filter(|s| s.marked && !keep.contains(s.short())) {
             changed = true;
             again |= self.destroy(&unwanted.name).await;
         }
         if changed {
-            there = self.list(dataset).await?;
+            there = self.list(&all).await?;
         }
         for snapshot in wanted {
-            let found = full(&snapshot.meta.name).and_then(|n| there.iter().find(|s| s.name == n));
+            let found = short(&snapshot.meta.name).and_then(|n| there.iter().find(|s| s.short() == n));
             let status = status_of(found, errors.remove(&snapshot.meta.name));
             let settled =
                 SnapshotStatus { used_bytes: snapshot.status.used_bytes, ..status.clone() } == snapshot.status;
@@ -146,15 +149,21 @@ impl Snapshots {
         Ok(again)
     }
 
-    async fn list(&self, dataset: &Dataset) -> anyhow::Result<Vec<Snap>> {
-        Ok(zfs::parse_snapshots(&self.runner.json(&zfs::list_snapshots(&dataset.name)).await?))
+    /// The snapshots of a volume's datasets.
+    async fn list(&self, datasets: &[&Dataset]) -> anyhow::Result<Vec<Snap>> {
+        let mut found = Vec::new();
+        for dataset in datasets {
+            found.extend(zfs::parse_snapshots(&self.runner.json(&zfs::list_snapshots(&dataset.name)).await?));
+        }
+        Ok(found)
     }
 
     async fn destroy(&self, name: &str) -> bool {
         let Some(argv) = zfs::destroy_snapshot(name) else { return false };
         match self.runner.run(&argv).await {
             Ok(_) => false,
-            Err(error) if error.cause() == Cause::NotFound => false,
+            // The volume, rolled back, began as this one: it goes with the volume.
+            Err(error) if matches!(error.cause(), Cause::NotFound | Cause::HasClones) => false,
             Err(error) => {
                 tracing::warn!(snapshot = name, %error, "cannot destroy a snapshot yet");
                 true
@@ -198,14 +207,18 @@ fn status_of(found: Option<&Snap>, error: Option<String>) -> SnapshotStatus {
 /// Those of a volume's automatic snapshots (seconds, name) that the ladder does not keep.
 fn expired(mut snapshots: Vec<(u64, String)>) -> Vec<String> {
     snapshots.sort_by(|a, b| b.cmp(a));
-    let mut hours: BTreeSet<u64> = BTreeSet::new();
+    let mut periods: [BTreeSet<u64>; LADDER.len()] = Default::default();
     let mut gone = Vec::new();
     for (place, (time_s, name)) in snapshots.into_iter().enumerate() {
-        let hour = time_s / 3600;
-        let keep = place < KEEP_NEWEST || (hours.len() < KEEP_HOURS && !hours.contains(&hour));
-        if keep {
-            hours.insert(hour);
-        } else {
+        let mut keep = place < KEEP_NEWEST;
+        for ((length_s, count), seen) in LADDER.iter().zip(&mut periods) {
+            let period = time_s / length_s;
+            if !seen.contains(&period) && (keep || seen.len() < *count) {
+                seen.insert(period);
+                keep = true;
+            }
+        }
+        if !keep {
             gone.push(name);
         }
     }
@@ -216,30 +229,34 @@ fn expired(mut snapshots: Vec<(u64, String)>) -> Vec<String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_ladder_keeps_twelve_and_then_one_an_hour_for_two_days() {
-        let start = 1_800_000_000_u64 / 3600 * 3600;
-        let all: Vec<_> = (0..6 * 24 * 5).map(|i| (start + i * 600, format!("s{i:04}"))).collect();
-        let gone = expired(all.clone());
-        let kept: Vec<u64> = all.iter().filter(|(_, n)| !gone.contains(n)).map(|(t, _)| *t).collect();
-        // Twelve at the top cover two hours; the other 46 hours have one each.
-        assert_eq!(kept.len(), 12 + 46);
-        let newest = all.last().unwrap().0;
-        assert!(kept.iter().rev().take(12).zip(0..).all(|(t, i)| *t == newest - i * 600));
-        assert!(kept[..46].windows(2).all(|w| w[1] - w[0] == 3600));
-    }
+    const START: u64 = 1_800_000_000 / 86_400 * 86_400;
 
-    #[test]
-    fn the_ladder_is_stable_when_it_is_applied_each_ten_minutes() {
+    /// What is left after `days` of a snapshot each ten minutes.
+    fn held_after(days: u64) -> Vec<u64> {
         let mut held: Vec<(u64, String)> = Vec::new();
-        for i in 0..6 * 24 * 4 {
-            held.push((1_800_000_000 + i * 600, format!("s{i:04}")));
+        for i in 0..6 * 24 * days {
+            held.push((START + i * 600, format!("s{i:06}")));
             let gone = expired(held.clone());
             held.retain(|(_, n)| !gone.contains(n));
         }
-        assert!((55..=60).contains(&held.len()), "{}", held.len());
-        let span = held.last().unwrap().0 - held[0].0;
-        assert!((46 * 3600..=49 * 3600).contains(&span), "{span}");
+        held.into_iter().map(|(t, _)| t).collect()
+    }
+
+    #[test]
+    fn the_ladder_keeps_two_hours_then_hours_then_days_and_stays_small() {
+        let held = held_after(75);
+        let newest = *held.last().unwrap();
+        let within = |from: u64, to: u64| held.iter().filter(|t| (from..to).contains(&(newest - **t))).count();
+        assert_eq!(within(0, 7200), 12, "each of two hours: {held:?}");
+        assert!((44..=48).contains(&within(7200, 49 * 3600)), "one for each of two days' hours");
+        assert!((26..=30).contains(&within(49 * 3600, 31 * 86_400)), "one for each of a month's days");
+        assert!((1..=3).contains(&within(31 * 86_400, 75 * 86_400)), "one for each month");
+        assert!(held.len() < 100, "{}", held.len());
+    }
+
+    #[test]
+    fn a_volume_with_few_snapshots_keeps_them_all() {
+        assert_eq!(expired((0..12).map(|i| (START + i, format!("s{i}"))).collect()), Vec::<String>::new());
     }
 
     #[test]

@@ -3,40 +3,23 @@
 //! [`plan`] compares and decides without running anything; [`Volumes::reconcile`] carries it out and writes the statuses.
 //! Must never: destroy a dataset that does not carry this service's mark.
 
+use crate::options::{Wanted, wanted};
+use crate::rollback;
 use crate::run::{Cause, RunError, Runner};
 use crate::zfs::{self, Dataset};
-use crate::{argv, pool};
+use crate::{argv, options, pool};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zone::client::Client;
-use zone::volume::{Volume, VolumeAccess, VolumeSpec, VolumeStatus};
-use zone::{ApiError, ErrorKind, Resource};
+use zone::volume::{RolledBack, Volume, VolumeAccess, VolumeSpec, VolumeStatus};
+use zone::volume::{Snapshot, SnapshotSpec};
+use zone::{ApiError, ErrorKind, Resource, VolumeName};
 
-/// A block device's size when none is asked for.
-const DEFAULT_BLOCK: u64 = 10 << 30;
 /// The user property that says that a block device has got its file system.
-const FORMATTED: &str = "kraud:formatted";
+pub const FORMATTED: &str = "kraud:formatted";
 /// udev makes the link in milliseconds; on a loaded machine it takes seconds.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
-/// ZFS allows 255 bytes with the pool, the parent and a snapshot's name.
-const MAX_NAME: usize = 200;
-
-/// What a volume's spec asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// Files, at most `quota` bytes (0 = no limit).
-    Files {
-        /// Bytes.
-        quota: u64,
-    },
-    /// A block device.
-    Block {
-        /// Bytes.
-        size: u64,
-    },
-}
-
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -52,33 +35,6 @@ pub enum Action {
     Destroy(String),
     /// It cannot be; why.
     Refuse(String, String),
-}
-
-/// What a spec asks for.
-///
-/// # Errors
-/// A sentence for people when it cannot be.
-pub fn wanted(name: &str, spec: &VolumeSpec) -> Result<Wanted, String> {
-    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    let good = name.bytes().all(legal) && name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-    if !good || name.len() > MAX_NAME {
-        return Err(format!(
-            "a volume's name must be 1 to {MAX_NAME} letters, digits, '_', '.', '-', and start with a letter or digit"
-        ));
-    }
-    let size = match spec.options.get("size") {
-        None => None,
-        Some(text) => Some(
-            zfs::parse_size(text)
-                .ok_or_else(|| format!("the size {text:?} is wrong; write bytes, or 512M, 10G, 1T"))?,
-        ),
-    };
-    match spec.driver.as_str() {
-        "" | "local" | "nfs" => Ok(Wanted::Files { quota: size.unwrap_or(0) }),
-        // volblocksize is 16 KiB; a device's size must be a multiple of it.
-        "lv2" => Ok(Wanted::Block { size: size.unwrap_or(DEFAULT_BLOCK).next_multiple_of(16 << 10).max(16 << 20) }),
-        other => Err(format!("there is no volume driver {other:?}; use local, nfs or lv2")),
-    }
 }
 
 /// Compares what is wanted with the datasets below `parent`.
@@ -114,9 +70,13 @@ pub fn plan(parent: &str, volumes: &BTreeMap<String, VolumeSpec>, datasets: &[Da
             }
         }
     }
-    let unwanted =
-        existing.iter().filter(|(name, d)| !volumes.contains_key(*name) && d.owner.as_deref() == Some(name.as_str()));
-    actions.extend(unwanted.map(|(name, _)| Action::Destroy(name.clone())));
+    // Former and coming datasets of a volume go with it.
+    let ours = |(name, d): (&String, &&Dataset)| {
+        let volume = rollback::part_of(name).unwrap_or(name);
+        (d.owner.as_deref() == Some(volume)).then(|| volume.to_owned())
+    };
+    let unwanted: BTreeSet<String> = existing.iter().filter_map(ours).filter(|v| !volumes.contains_key(v)).collect();
+    actions.extend(unwanted.into_iter().map(Action::Destroy));
     actions
 }
 
@@ -125,6 +85,10 @@ pub fn plan(parent: &str, volumes: &BTreeMap<String, VolumeSpec>, datasets: &[Da
 pub struct Pass {
     /// The datasets of volumes, by volume.
     pub datasets: BTreeMap<String, Dataset>,
+    /// What volumes were before they were rolled back, by volume, the newest first.
+    pub former: BTreeMap<String, Vec<Dataset>>,
+    /// How often each volume's snapshots are taken, seconds.
+    pub intervals: BTreeMap<String, u64>,
     /// Something must be tried again soon.
     pub again: bool,
 }
@@ -152,23 +116,85 @@ impl Volumes {
     pub async fn reconcile(&self, refresh: bool) -> anyhow::Result<Pass> {
         let resources = self.zone.list::<Volume>().await?.items;
         let wanted = resources.iter().map(|r| (r.meta.name.clone(), r.spec.clone())).collect();
-        let before = self.datasets().await?;
         let mut errors: BTreeMap<String, String> = BTreeMap::new();
         let mut pass = Pass::default();
+        let mut before = self.datasets().await?;
+        let mut rolled: BTreeMap<String, RolledBack> = BTreeMap::new();
+        for resource in &resources {
+            let name = &resource.meta.name;
+            if rollback::resume(&self.runner, &self.dataset(name), &before).await? {
+                before = self.datasets().await?;
+            }
+            if let Some(outcome) = self.roll_back(resource, &before).await? {
+                rolled.insert(name.clone(), outcome);
+                before = self.datasets().await?;
+            }
+        }
         for action in plan(&self.parent, &wanted, &before) {
             pass.again |= self.carry_out(action, &mut errors).await;
         }
-        for dataset in self.datasets().await? {
-            let name = dataset.name.strip_prefix(&self.parent).and_then(|n| n.strip_prefix('/')).map(str::to_owned);
-            if let Some(name) = name.filter(|n| dataset.owner.as_ref() == Some(n)) {
-                pass.datasets.insert(name, dataset);
-            }
-        }
+        self.sort(self.datasets().await?, &mut pass);
         for resource in &resources {
-            let error = errors.remove(&resource.meta.name);
-            pass.again |= self.report(resource, pass.datasets.get(&resource.meta.name), error, refresh).await?;
+            let name = &resource.meta.name;
+            pass.intervals.insert(name.clone(), options::interval_s(&resource.spec).unwrap_or_default());
+            let (error, rolled) = (errors.remove(name), rolled.remove(name));
+            pass.again |= self.report(resource, pass.datasets.get(name), error, rolled, refresh).await?;
         }
         Ok(pass)
+    }
+
+    fn dataset(&self, volume: &str) -> String {
+        format!("{}/{volume}", self.parent)
+    }
+
+    fn sort(&self, datasets: Vec<Dataset>, pass: &mut Pass) {
+        for dataset in datasets {
+            let Some(name) = dataset.name.strip_prefix(&self.parent).and_then(|n| n.strip_prefix('/')) else {
+                continue;
+            };
+            let Some(owner) = dataset.owner.clone() else { continue };
+            if name == owner {
+                pass.datasets.insert(owner, dataset);
+            } else if rollback::part_of(name) == Some(owner.as_str()) && rollback::number(name).is_some() {
+                pass.former.entry(owner).or_default().push(dataset);
+            }
+        }
+        for former in pass.former.values_mut() {
+            former.sort_by_key(|d| std::cmp::Reverse(rollback::number(&d.name)));
+        }
+    }
+
+    /// Carries out a request to roll back that has not been; its outcome.
+    async fn roll_back(&self, resource: &Resource<Volume>, all: &[Dataset]) -> anyhow::Result<Option<RolledBack>> {
+        let done = resource.status.rolled_back.as_ref().map_or(0, |r| r.request);
+        let Some(wish) = resource.spec.rollback.as_ref().filter(|r| r.request > done) else { return Ok(None) };
+        let volume = &resource.meta.name;
+        let mut parts = Pass::default();
+        self.sort(all.to_vec(), &mut parts);
+        let Some(current) = parts.datasets.get(volume) else { return Ok(None) };
+        let former = parts.former.remove(volume).unwrap_or_default();
+        let mut found = None;
+        for dataset in std::iter::once(current).chain(&former) {
+            let there = zfs::parse_snapshots(&self.runner.json(&zfs::list_snapshots(&dataset.name)).await?);
+            found = found.or_else(|| there.into_iter().find(|s| s.short() == wish.snapshot));
+        }
+        let next = former.iter().filter_map(|d| rollback::number(&d.name)).max().unwrap_or(0) + 1;
+        let outcome = match found {
+            None => Err(format!("volume {volume} has no snapshot {}", wish.snapshot)),
+            Some(snapshot) => rollback::run(&self.runner, current, volume, &snapshot.name, next).await,
+        };
+        match &outcome {
+            Ok(guard) => {
+                tracing::info!(volume, snapshot = wish.snapshot, guard, "rolled a volume back");
+                let spec = SnapshotSpec { volume: VolumeName::new(volume), automatic: false };
+                match self.zone.create::<Snapshot>(&format!("{volume}@{guard}"), &spec).await {
+                    Err(error) if error.kind != ErrorKind::Conflict => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            Err(error) => tracing::warn!(volume, snapshot = wish.snapshot, error, "a volume was not rolled back"),
+        }
+        Ok(Some(RolledBack { request: wish.request, error: outcome.err() }))
     }
 
     async fn datasets(&self) -> Result<Vec<Dataset>, RunError> {
@@ -177,7 +203,7 @@ impl Volumes {
 
     /// Does one thing; true when it must be tried again.
     async fn carry_out(&self, action: Action, errors: &mut BTreeMap<String, String>) -> bool {
-        let dataset = |name: &str| format!("{}/{name}", self.parent);
+        let dataset = |name: &str| self.dataset(name);
         let (name, argv) = match action {
             Action::Create(name, Wanted::Files { quota }) => {
                 let argv = zfs::create_files(&dataset(&name), &name, quota);
@@ -213,26 +239,37 @@ impl Volumes {
             }
             Err(error) => {
                 tracing::error!(volume = name, %error, "cannot change a volume");
-                errors.insert(name, error.to_string());
+                let full = "the pool is full; remove images, volumes or snapshots first";
+                errors.insert(name, if error.cause() == Cause::Full { full.to_owned() } else { error.to_string() });
                 true
             }
         }
     }
 
-    /// Destroys a dataset; a pod that still ends holds it busy for a while.
+    /// Destroys a volume's dataset and those that it was before; a pod that still ends holds it busy for a while.
     async fn destroy(&self, name: &str) -> bool {
-        match self.runner.run(&zfs::destroy_dataset(&format!("{}/{name}", self.parent))).await {
-            Ok(_) => {
-                tracing::info!(volume = name, "destroyed a volume that nobody wants any more");
-                let _ = std::fs::remove_dir(self.mount.join(name));
-                false
-            }
-            Err(error) if error.cause() == Cause::NotFound => false,
+        let mut parts = Pass::default();
+        match self.datasets().await {
+            Ok(all) => self.sort(all, &mut parts),
             Err(error) => {
                 tracing::warn!(volume = name, %error, "cannot destroy a volume yet");
-                true
+                return true;
             }
         }
+        // What was made from another goes first.
+        let former = parts.former.remove(name).unwrap_or_default();
+        for dataset in std::iter::once(self.dataset(name)).chain(former.into_iter().map(|d| d.name)) {
+            match self.runner.run(&zfs::destroy_dataset(&dataset)).await {
+                Ok(_) => tracing::info!(volume = name, dataset, "destroyed a volume that nobody wants any more"),
+                Err(error) if error.cause() == Cause::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(volume = name, %error, "cannot destroy a volume yet");
+                    return true;
+                }
+            }
+        }
+        let _ = std::fs::remove_dir(self.mount.join(name));
+        false
     }
 
     /// Writes a volume's status if it changed; true when the volume is not ready and trying again may help.
@@ -241,6 +278,7 @@ impl Volumes {
         resource: &Resource<Volume>,
         dataset: Option<&Dataset>,
         error: Option<String>,
+        rolled: Option<RolledBack>,
         refresh: bool,
     ) -> Result<bool, ApiError> {
         let access = match (dataset, &error) {
@@ -253,6 +291,7 @@ impl Volumes {
             error: access.as_ref().err().cloned(),
             access: access.ok(),
             used_bytes: dataset.map_or(0, |d| d.used),
+            rolled_back: rolled.or_else(|| resource.status.rolled_back.clone()),
         };
         let settled = VolumeStatus { used_bytes: resource.status.used_bytes, ..status.clone() } == resource.status;
         if settled && !refresh {
@@ -376,6 +415,8 @@ mod tests {
     fn a_dataset_without_the_mark_is_never_destroyed_nor_used() {
         let strangers = [dataset("mine", None), dataset("copy", Some("other")), dataset("gone", Some("gone"))];
         assert_eq!(planned(&[], &strangers), [Action::Destroy("gone".into())]);
+        let former = [dataset("a", Some("a")), dataset("a:1", Some("a")), dataset("gone:2", Some("gone"))];
+        assert_eq!(planned(&[("a", spec("local", ""))], &former), [Action::Destroy("gone".into())]);
         assert!(
             matches!(&planned(&[("mine", spec("local", ""))], &strangers[..1])[..], [Action::Refuse(n, _)] if n == "mine")
         );
@@ -395,19 +436,5 @@ mod tests {
             planned(&[("a", spec("local", ""))], &[files]),
             [Action::Quota("a".into(), 0), Action::Mount("a".into())]
         );
-    }
-
-    #[test]
-    fn unknown_drivers_bad_sizes_and_bad_names_are_refused() {
-        for (name, spec) in [
-            ("a", spec("ceph", "")),
-            ("a", spec("lv2", "huge")),
-            ("../a", spec("local", "")),
-            ("a@b", spec("local", "")),
-            ("-r", spec("local", "")),
-            ("", spec("local", "")),
-        ] {
-            assert!(wanted(name, &spec).is_err(), "{name} {spec:?}");
-        }
     }
 }

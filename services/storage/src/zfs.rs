@@ -44,6 +44,15 @@ pub struct Snap {
     pub used: u64,
     /// This service took it.
     pub marked: bool,
+    /// The schedule asked for it.
+    pub automatic: bool,
+}
+
+impl Snap {
+    /// The part after `@`.
+    pub fn short(&self) -> &str {
+        self.name.split_once('@').map_or("", |(_, short)| short)
+    }
 }
 
 /// A pool.
@@ -55,6 +64,8 @@ pub struct Pool {
     pub pool_free_bytes: u64,
     /// `ONLINE`, `DEGRADED`, …
     pub health: String,
+    /// What is wrong with its disks, for people.
+    pub troubles: Vec<String>,
 }
 
 /// Lists the datasets right below `parent`.
@@ -159,6 +170,26 @@ pub fn snapshot(name: &str, automatic: bool) -> Vec<String> {
     argv!["zfs", "snapshot", "-o", format!("{AUTOMATIC}={}", if automatic { "yes" } else { "no" }), name]
 }
 
+/// Makes a dataset that begins as a snapshot, not mounted; a block device when the snapshot is of one.
+pub fn clone(snapshot: &str, dataset: &str, volume: &str, properties: &[(&str, String)]) -> Vec<String> {
+    let mut argv = argv!["zfs", "clone", "-o", format!("{OWNER}={volume}")];
+    for (name, value) in properties {
+        argv.extend(argv!["-o", format!("{name}={value}")]);
+    }
+    argv.extend(argv![snapshot, dataset]);
+    argv
+}
+
+/// Gives a dataset another name. Its mount moves along.
+pub fn rename(from: &str, to: &str) -> Vec<String> {
+    argv!["zfs", "rename", from, to]
+}
+
+/// Unmounts a dataset; fails when a file in it is open.
+pub fn unmount(dataset: &str) -> Vec<String> {
+    argv!["zfs", "unmount", dataset]
+}
+
 /// Destroys a snapshot; refuses a name without `@`, which would be a dataset.
 pub fn destroy_snapshot(name: &str) -> Option<Vec<String>> {
     name.contains('@').then(|| argv!["zfs", "destroy", name])
@@ -191,6 +222,7 @@ pub fn parse_snapshots(json: &Value) -> Vec<Snap> {
             creation_s: number(v, "creation"),
             used: number(v, "used"),
             marked: local_text(v, AUTOMATIC).is_some(),
+            automatic: local_text(v, AUTOMATIC).is_some_and(|a| a == "yes"),
         })
         .collect();
     found.sort_by(|a, b| (a.creation_s, &a.name).cmp(&(b.creation_s, &b.name)));
@@ -201,7 +233,7 @@ pub fn parse_snapshots(json: &Value) -> Vec<Snap> {
 pub fn parse_pool(json: &Value, pool: &str) -> Option<Pool> {
     let v = json["pools"].get(pool)?;
     let health = text(v, "health").or_else(|| v["state"].as_str().map(str::to_owned))?;
-    Some(Pool { pool_bytes: number(v, "size"), pool_free_bytes: number(v, "free"), health })
+    Some(Pool { pool_bytes: number(v, "size"), pool_free_bytes: number(v, "free"), health, troubles: Vec::new() })
 }
 
 fn objects(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
@@ -238,6 +270,24 @@ pub fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift).filter(|n| *n > 0)
+}
+
+/// Reads a time span as users write it: seconds, or with s, m, h, d; `off` is 0.
+pub fn parse_span(text: &str) -> Option<u64> {
+    let text = text.trim();
+    if text == "off" {
+        return Some(0);
+    }
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit.trim() {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(seconds).filter(|s| *s > 0)
 }
 
 #[cfg(test)]
@@ -293,7 +343,7 @@ mod tests {
             "size": {"value": 1000}, "free": {"value": "900"}, "health": {"value": "DEGRADED"}}}}});
         assert_eq!(
             parse_pool(&json, "zone").unwrap(),
-            Pool { pool_bytes: 1000, pool_free_bytes: 900, health: "DEGRADED".into() }
+            Pool { pool_bytes: 1000, pool_free_bytes: 900, health: "DEGRADED".into(), troubles: Vec::new() }
         );
         assert_eq!(parse_pool(&json, "other"), None);
     }

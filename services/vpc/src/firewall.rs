@@ -11,6 +11,7 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "pieces of JSON are made to be put into larger ones")]
 
+use crate::links::TAP_GROUP;
 use crate::plan::{Plan, format_mac};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -40,7 +41,6 @@ pub fn elements(plan: &Plan) -> Elements {
     }
     for (name, tap) in &plan.taps {
         let mark = u32::from(tap.gateway);
-        add("taps", json!(name));
         add("sources", json!({"concat": [name, format_mac(tap.mac), tap.address]}));
         add("marks", json!([name, mark]));
         add("inside", json!({"concat": [mark, name]}));
@@ -115,7 +115,6 @@ fn sets() -> Vec<Value> {
     let set = |name: &str, kind: Value| json!({"set": {"family": "inet", "table": TABLE, "name": name, "type": kind}});
     let map = |name: &str, kind: Value, to: &str| json!({"map": {"family": "inet", "table": TABLE, "name": name, "type": kind, "map": to}});
     vec![
-        set("taps", json!("ifname")),
         set("sources", json!(["ifname", "ether_addr", "ipv4_addr"])),
         map("marks", json!("ifname"), "mark"),
         set("inside", json!(["mark", "ifname"])),
@@ -147,9 +146,9 @@ fn chains() -> Vec<Value> {
 }
 
 fn rules() -> Vec<Value> {
-    let from_tap = || is(meta("iifname"), json!("@taps"));
-    let to_tap = || is(meta("oifname"), json!("@taps"));
-    let not_to_tap = || not(meta("oifname"), json!("@taps"));
+    let from_tap = || is(meta("iifgroup"), json!(TAP_GROUP));
+    let to_tap = || is(meta("oifgroup"), json!(TAP_GROUP));
+    let not_to_tap = || not(meta("oifgroup"), json!(TAP_GROUP));
     let loopback = || json!({"prefix": {"addr": "127.0.0.0", "len": 8}});
     let states = || {
         json!({"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [
@@ -181,7 +180,7 @@ fn rules() -> Vec<Value> {
         rule("forward", vec![from_tap(), not(meta("mark"), json!("@uplinked")), drop.clone()]),
         rule("forward", vec![from_tap(), not_to_tap(), accept.clone()]),
         rule("forward", vec![to_tap(), translated(), accept.clone()]),
-        rule("input", vec![not(meta("iifname"), json!("@taps")), accept.clone()]),
+        rule("input", vec![not(meta("iifgroup"), json!(TAP_GROUP)), accept.clone()]),
         rule("input", vec![states()]),
         rule(
             "input",
@@ -194,7 +193,7 @@ fn rules() -> Vec<Value> {
         rule("input", vec![is(payload("icmp", "type"), json!("echo-request")), accept]),
         rule("input", vec![drop]),
         rule("postnat", vec![to_tap(), is(payload("ip", "saddr"), loopback()), masquerade.clone()]),
-        rule("postnat", vec![to_tap(), is(meta("iifname"), json!("@taps")), translated(), masquerade.clone()]),
+        rule("postnat", vec![to_tap(), from_tap(), translated(), masquerade.clone()]),
         rule("postnat", vec![is(meta("mark"), json!("@uplinked")), not_to_tap(), masquerade]),
     ];
     for chain in ["prenat", "outnat"] {

@@ -21,6 +21,8 @@ use std::path::Path;
 
 /// Marks our routes (rtnetlink(7), rtm_protocol; from 64 on free for use).
 const PROTOCOL: u8 = 107;
+/// The group of all taps (ip-link(8)): the firewall knows by it what is a pod's, also a tap that nobody wants any more.
+pub const TAP_GROUP: u32 = 107;
 /// IFLA_TUN_OWNER (linux/if_link.h).
 const IFLA_TUN_OWNER: u16 = 1;
 
@@ -39,6 +41,28 @@ impl Links {
         let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
         tokio::spawn(connection);
         Ok(Self { handle })
+    }
+
+    /// The zone whose networks these are: an alias of the gateways' device, gone with a boot as they are. Set when there is
+    /// none; true when it is `zone`.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn belong_to(&self, zone: &str) -> Result<bool> {
+        let index = self.gateways_device().await?;
+        let link = self.handle.link().get().match_index(index).execute().try_next().await;
+        let link = link.with_context(|| format!("cannot look at the device {}", tap::GATEWAYS))?;
+        let alias = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) if !alias.is_empty() => Some(alias),
+            _ => None,
+        });
+        if let Some(alias) = alias {
+            return Ok(alias == zone);
+        }
+        let named = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::IfAlias(zone.to_owned()));
+        let set = self.handle.link().set(named.build()).execute().await;
+        set.with_context(|| format!("cannot mark the device {}", tap::GATEWAYS))?;
+        Ok(true)
     }
 
     /// Our taps that are there, with their owners.
@@ -85,7 +109,9 @@ impl Links {
         }
         settings(name);
         let index = self.index(name).await?.with_context(|| format!("the tap {name} went away"))?;
-        let link = LinkUnspec::new_with_index(index).address(GATEWAY_MAC.to_vec()).up().build();
+        let group = LinkAttribute::Group(TAP_GROUP);
+        let link = LinkUnspec::new_with_index(index).address(GATEWAY_MAC.to_vec()).append_extra_attribute(group);
+        let link = link.up().build();
         self.handle.link().set(link).execute().await.with_context(|| format!("cannot set up the tap {name}"))?;
         self.handle
             .neighbours()

@@ -33,6 +33,8 @@ pub struct Reconciler {
     taps: BTreeMap<String, TapPlan>,
     /// The elements in the kernel; none when the table is not known to be ours.
     elements: Option<Elements>,
+    /// Taps that have no endpoint may be removed: they were made for this database.
+    collects: bool,
 }
 
 impl Reconciler {
@@ -49,6 +51,7 @@ impl Reconciler {
             resources: Resources::default(),
             taps: BTreeMap::new(),
             elements: None,
+            collects: false,
         })
     }
 
@@ -69,6 +72,14 @@ impl Reconciler {
     }
 
     async fn session(&mut self, ready: &mut Option<impl FnOnce()>) -> Result<()> {
+        let zone = self.client.zone_id().await?;
+        self.collects = self.links.belong_to(&zone).await?;
+        if !self.collects {
+            tracing::error!(
+                zone,
+                "there are taps of another database; they are walled in and left until the next boot"
+            );
+        }
         make_default_network(&self.client).await?;
         let (resources, revision) = Resources::list(&self.client).await?;
         self.resources = resources;
@@ -134,7 +145,8 @@ impl Reconciler {
             return Ok(());
         }
         let present = self.links.taps().await?;
-        for name in present.keys().filter(|name| !plan.taps.contains_key(*name)) {
+        let mine = |name: &String| self.collects || self.taps.contains_key(name);
+        for name in present.keys().filter(|name| !plan.taps.contains_key(*name) && mine(name)) {
             self.links.delete(name).await?;
             tracing::info!(tap = %name, "tap removed");
         }

@@ -21,7 +21,8 @@ impl Kind for Volume {
 pub struct VolumeSpec {
     /// `local` and `nfs` are files on a dataset; `lv2` is a block device for one pod at a time.
     pub driver: String,
-    /// Driver options; `size` (bytes or `10G`) is the quota of files, the size of a block device.
+    /// Driver options; `size` (bytes or `10G`) is the quota of files, the size of a block device; `snapshots` (`10m`, `1h`,
+    /// `off`) is how often one is taken.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
     /// The user's labels.
@@ -30,6 +31,28 @@ pub struct VolumeSpec {
     /// Made for a container without a name.
     #[serde(default)]
     pub anonymous: bool,
+    /// The last request to make the volume what it was.
+    #[serde(default)]
+    pub rollback: Option<Rollback>,
+}
+
+/// A request to make a volume what it was when a snapshot was taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// Counts the requests, from 1.
+    pub request: u64,
+    /// The snapshot's name, without the volume's.
+    pub snapshot: String,
+}
+
+/// How a request to roll back ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// Which request.
+    pub request: u64,
+    /// Why it could not be, for people; then nothing has changed.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// How a volume reaches a pod.
@@ -63,6 +86,9 @@ pub struct VolumeStatus {
     /// Bytes used.
     #[serde(default)]
     pub used_bytes: u64,
+    /// How the last request to roll back ended.
+    #[serde(default)]
+    pub rolled_back: Option<RolledBack>,
 }
 
 /// The resource kind `snapshot`, named by [`crate::SnapshotId`].
