@@ -323,6 +323,7 @@ fn begin(spec: &PodSpec, status: &PodStatus, facts: &Facts, restart_count: u32) 
         s.run = s.run.max(facts.last_run) + 1;
         s.restart_count = restart_count;
         s.message = None;
+        s.interfaces.clear();
         for container in &spec.containers {
             let entry = s.containers.entry(container.id.clone()).or_default();
             entry.error = None;

@@ -16,6 +16,7 @@ mod follow;
 mod launch;
 mod machine;
 mod manager;
+mod nets;
 mod plan;
 mod pod;
 mod remove;

@@ -7,14 +7,15 @@ use crate::machine::{Action, Facts, Needs, Step, Stop, Unit, decide, next_backof
 use crate::plan::{self, Plan};
 use crate::shared::Shared;
 use crate::world::View;
-use crate::{agent, disk, follow, launch, remove, unit};
+use crate::{agent, disk, follow, launch, nets, remove, unit};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use zone::log::LogReader;
-use zone::pod::{Desired, Phase, PodStatus};
+use zone::pod::{Desired, Interface, Phase, PodStatus};
 use zone::time::now_ns;
-use zone::{ErrorKind, PodId};
+use zone::{EndpointId, ErrorKind, PodId};
 
 /// What was found of a pod when this process started.
 #[derive(Clone, Debug, Default)]
@@ -93,14 +94,73 @@ impl PodTask {
         self.look_at_needs();
         let now = self.shared.now_ms();
         match decide(&self.view.pod.spec, &self.status, &self.facts, now) {
-            Step::Status(new) => self.write(*new).await,
+            Step::Status(mut new) => {
+                if new.phase == Phase::Running && self.status.phase == Phase::Starting {
+                    new.interfaces = self.first_interfaces();
+                }
+                self.write(*new).await
+            }
             Step::Act(action) => self.act(action).await,
             Step::Wait(until) => {
+                if self.match_interfaces().await? {
+                    return Ok(());
+                }
                 let pause =
                     until.map_or(Duration::from_secs(86_400), |at| Duration::from_millis(at.saturating_sub(now)));
                 self.wait(pause).await
             }
         }
+    }
+
+    /// What the guest started with. Read from its bundle: this process may be another one than started it.
+    fn first_interfaces(&self) -> BTreeMap<EndpointId, Interface> {
+        let file = self.shared.places(&self.id).run.join(zone::bundle::BUNDLE_FILE);
+        let bundle = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        bundle.map(|bundle| nets::of_bundle(&bundle, &self.view)).unwrap_or_default()
+    }
+
+    /// Connects or disconnects one network of a running pod; true when there was something to do.
+    async fn match_interfaces(&mut self) -> Result<bool, Gone> {
+        if self.status.phase != Phase::Running || self.facts.unit != Unit::Alive {
+            return Ok(false);
+        }
+        let Some(change) = nets::changes(&self.view, &self.status.interfaces) else { return Ok(false) };
+        let run = self.shared.places(&self.id).run;
+        let mut new = self.status.clone();
+        match change {
+            nets::Change::Detach(id, interface) => {
+                if !interface.device.is_empty() {
+                    nets::detach(&run, &interface.device, interface.plugged).await;
+                }
+                tracing::info!(pod = self.id.short(), endpoint = %id, "a network was disconnected");
+                new.interfaces.remove(&id);
+            }
+            nets::Change::Attach(id, endpoint) => {
+                let default_route = !new.interfaces.values().any(|i| i.default_route);
+                let attached = nets::attach(&run, &endpoint, default_route).await;
+                let error = attached.as_ref().err().map(|error| format!("{error:#}"));
+                tracing::info!(pod = self.id.short(), endpoint = %id, error, "a network was connected");
+                let device = attached.unwrap_or_default();
+                let default_route = default_route && error.is_none();
+                new.interfaces.insert(id, Interface { device, plugged: true, default_route, error });
+            }
+            nets::Change::Default(id, mut interface, endpoint) => {
+                let set = nets::appear(&run, &interface.device, &endpoint, true).await;
+                if let Err(error) = set {
+                    tracing::warn!(
+                        pod = self.id.short(),
+                        error = format!("{error:#}"),
+                        "the default route cannot be set"
+                    );
+                }
+                // Not tried again: the flag says where it was last asked to be.
+                new.interfaces.values_mut().for_each(|i| i.default_route = false);
+                interface.default_route = true;
+                new.interfaces.insert(id, interface);
+            }
+        }
+        self.write(new).await?;
+        Ok(true)
     }
 
     async fn wait(&mut self, pause: Duration) -> Result<(), Gone> {

@@ -354,6 +354,23 @@ pub struct PodStatus {
     /// Why it waits or failed, for people.
     #[serde(default)]
     pub message: Option<String>,
+    /// The guest's interfaces while it runs.
+    #[serde(default)]
+    pub interfaces: BTreeMap<EndpointId, Interface>,
+}
+
+/// An interface of a running guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Interface {
+    /// The device's name in the guest; empty when it could not be plugged.
+    pub device: String,
+    /// It came while the guest ran, into a slot that can be emptied.
+    pub plugged: bool,
+    /// The guest's default route goes there.
+    pub default_route: bool,
+    /// Why it does not work, for people.
+    pub error: Option<String>,
 }
 
 /// What a container is.

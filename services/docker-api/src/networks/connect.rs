@@ -1,20 +1,22 @@
-//! `connect` and `disconnect`: a stopped container's places on networks. A running one's come with spare interfaces.
+//! `connect` and `disconnect`: a container's places on networks. A running one's come and go with spare interfaces, which
+//! `pods` plugs and unplugs; the answer waits for that.
 
 use super::{endpoint, find_for_container};
 use crate::App;
 use crate::containers::request::EndpointConfig;
 use crate::errors::{Failure, Result};
-use crate::state::{Container, World};
+use crate::state::World;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 use zone::client::Operation;
 use zone::endpoint::{Endpoint, EndpointSpec};
-use zone::pod::Pod;
-use zone::{EndpointId, NetworkId, PodId};
+use zone::pod::{Phase, Pod};
+use zone::{EndpointId, ErrorKind, NetworkId, PodId};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -23,21 +25,13 @@ struct Connect {
     endpoint_config: Option<EndpointConfig>,
 }
 
-fn stopped(world: &World, key: &str) -> Result<Container> {
-    let container = world.container(key)?;
-    if !container.is_active() {
-        return Ok(container);
-    }
-    Err(Failure::not_implemented(format!(
-        "container {} runs, and the networks of a running container cannot be changed yet; stop it first",
-        container.spec().name
-    )))
-}
+/// How long a running guest may take to take an interface up or let go of it.
+const DONE: Duration = Duration::from_secs(30);
 
 /// `POST /networks/{id}/connect`.
 ///
 /// # Errors
-/// 501 while the container runs.
+/// 403 when it runs and is on the network already, 500 when a running guest cannot take it up; then it is not connected.
 pub async fn connect(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
@@ -49,12 +43,19 @@ pub async fn connect(
         serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
     let world = app.store.world();
     let network = find_for_container(&world, &id)?;
-    let container = stopped(&world, &request.container)?;
+    let container = world.container(&request.container)?;
     let pod = PodId::new(&container.pod.meta.name);
     let endpoint_id = EndpointId::of(&pod, &NetworkId::new(&network.meta.name));
     // While a container is stopped, to connect it again changes how it is connected.
     let known =
         world.endpoints.get(endpoint_id.as_str()).filter(|_| container.pod.spec.endpoints.contains(&endpoint_id));
+    if known.is_some() && container.is_active() {
+        return Err(Failure::forbidden(format!(
+            "endpoint with name {} already exists in network {}",
+            container.spec().name,
+            network.spec.name
+        )));
+    }
     if known.is_some() && request.endpoint_config.is_none() {
         return Ok(StatusCode::OK);
     }
@@ -78,13 +79,58 @@ pub async fn connect(
     };
     let operations = vec![place, Operation::update_spec::<Pod>(&container.pod, &spec)?];
     app.store.transact(operations).await?;
+    if container.is_running()
+        && let Err(failure) = taken_up(&app, &pod, &endpoint_id).await
+    {
+        leave(&app, &pod, &endpoint_id).await?;
+        return Err(failure);
+    }
     Ok(StatusCode::OK)
+}
+
+/// Waits until a running guest has the interface; says why not.
+async fn taken_up(app: &App, pod: &PodId, endpoint: &EndpointId) -> Result<()> {
+    let settled = app.store.wait(Some(DONE), |world| {
+        let Some(pod) = world.pods.get(pod.as_str()) else { return Some(Err("the container was removed".to_owned())) };
+        let failed = world.endpoints.get(endpoint.as_str()).and_then(|e| e.status.error.clone());
+        if let Some(error) = failed {
+            return Some(Err(error));
+        }
+        match pod.status.interfaces.get(endpoint) {
+            Some(interface) => Some(interface.error.clone().map_or(Ok(()), Err)),
+            // It has stopped: the next start brings it.
+            None if pod.status.phase != Phase::Running => Some(Ok(())),
+            None => None,
+        }
+    });
+    match settled.await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) if error.contains("already in use") => Err(Failure::forbidden(error)),
+        Some(Err(error)) => Err(Failure::internal(format!("cannot connect the running container: {error}"))),
+        None => Err(Failure::internal("the running container does not take the network up")),
+    }
+}
+
+/// Takes an endpoint from its pod, whatever else has changed there.
+async fn leave(app: &App, pod: &PodId, endpoint: &EndpointId) -> Result<()> {
+    loop {
+        let mut read = app.store.client.get::<Pod>(pod.as_str()).await?;
+        let spec = read.spec.clone();
+        read.spec.endpoints.retain(|e| e != endpoint);
+        let changed = std::mem::replace(&mut read.spec, spec);
+        let operations =
+            vec![Operation::delete::<Endpoint>(endpoint.as_str()), Operation::update_spec::<Pod>(&read, &changed)?];
+        match app.store.transact(operations).await {
+            Err(error) if error.kind == ErrorKind::Conflict => {}
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// `POST /networks/{id}/disconnect`.
 ///
 /// # Errors
-/// 501 while the container runs, 403 when it is not on the network.
+/// 403 when it is not on the network.
 pub async fn disconnect(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
@@ -104,11 +150,15 @@ pub async fn disconnect(
             network.spec.name
         )));
     }
-    let container = stopped(&world, &request.container)?;
-    let mut spec = container.pod.spec.clone();
-    spec.endpoints.retain(|e| *e != gone);
-    let operations =
-        vec![Operation::delete::<Endpoint>(gone.as_str()), Operation::update_spec::<Pod>(&container.pod, &spec)?];
-    app.store.transact(operations).await?;
+    let pod = PodId::new(&container.pod.meta.name);
+    leave(&app, &pod, &gone).await?;
+    if container.is_running() {
+        // A guest that holds on to it finds no tap behind it.
+        let left = |world: &World| match world.pods.get(pod.as_str()) {
+            Some(pod) if pod.status.phase == Phase::Running && pod.status.interfaces.contains_key(&gone) => None,
+            _ => Some(()),
+        };
+        let _ = app.store.wait(Some(DONE), left).await;
+    }
     Ok(StatusCode::OK)
 }
