@@ -7,6 +7,7 @@ use crate::machine::Needs;
 use crate::unit::{Access, NamedFile};
 use crate::world::View;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use zone::bundle::{BUNDLE_FILE, Bundle, Disk, Extent, LogFiles, Net, Share};
 use zone::endpoint::EndpointStatus;
@@ -383,7 +384,19 @@ fn guest(
     for line in &spec.extra_hosts {
         hosts.push(extra_host(line, gateway.as_deref())?);
     }
-    let servers = if spec.dns.is_empty() { gateway.into_iter().collect() } else { spec.dns.clone() };
+    let resolver = endpoints.first().and_then(|e| e.resolver).filter(Ipv4Addr::is_loopback);
+    let mut options = spec.dns_options.clone();
+    let servers = match resolver {
+        // It asks the user's servers itself, and knows the networks' names beside them.
+        Some(resolver) => {
+            if !options.iter().any(|o| o.starts_with("ndots:")) {
+                options.push("ndots:0".into());
+            }
+            vec![resolver.to_string()]
+        }
+        None if spec.dns.is_empty() => gateway.into_iter().collect(),
+        None => spec.dns.clone(),
+    };
     Ok(GuestSpec {
         run,
         now_ns,
@@ -391,7 +404,7 @@ fn guest(
         domainname: spec.domainname.clone(),
         nics,
         hosts,
-        dns: Dns { servers, search: spec.dns_search.clone(), options: spec.dns_options.clone() },
+        dns: Dns { servers, search: spec.dns_search.clone(), options },
         containers,
         files_only: false,
     })

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use zone::endpoint::RESOLVER;
 use zone::guest::Nic;
 
 const RTM_NEWLINK: u16 = 16;
@@ -22,6 +23,10 @@ const ASK: u16 = 0x5;
 /// And NLM_F_CREATE, NLM_F_REPLACE.
 const MAKE: u16 = ASK | 0x500;
 const AF_INET: u8 = 2;
+/// RT_TABLE_MAIN.
+const TABLE_MAIN: u8 = 254;
+/// RT_TABLE_LOCAL.
+const TABLE_LOCAL: u8 = 255;
 const HEADER: usize = 16;
 
 /// Brings the interfaces up.
@@ -127,16 +132,23 @@ impl Batch {
             None => console::say(&format!("the gateway's MAC address {:?} of {name} is invalid", nic.gateway_mac)),
         }
         if nic.prefix < 32 {
-            self.route(name, index, nic, network(nic.ipv4, nic.prefix), nic.prefix);
+            self.route(name, index, nic, network(nic.ipv4, nic.prefix), nic.prefix, TABLE_MAIN);
         }
         if nic.default_route {
-            self.route(name, index, nic, Ipv4Addr::UNSPECIFIED, 0);
+            self.route(name, index, nic, Ipv4Addr::UNSPECIFIED, 0, TABLE_MAIN);
+            // Docker's name server answers at a loopback address; here the gateway does. The table of local addresses
+            // comes first, and has 127/8.
+            let setting = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
+            if let Err(error) = fs::write(&setting, "1") {
+                console::say(&format!("cannot set {setting}: {error}"));
+            }
+            self.route(name, index, nic, RESOLVER, 32, TABLE_LOCAL);
         }
     }
 
-    /// `struct rtmsg`: main table, RTPROT_BOOT, unicast, RTNH_F_ONLINK; RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC.
-    fn route(&mut self, name: &str, index: u32, nic: &Nic, to: Ipv4Addr, prefix: u8) {
-        let head = [[AF_INET, prefix, 0, 0], [254, 3, 0, 1], 4u32.to_ne_bytes()].concat();
+    /// `struct rtmsg`: RTPROT_BOOT, unicast, RTNH_F_ONLINK; RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC.
+    fn route(&mut self, name: &str, index: u32, nic: &Nic, to: Ipv4Addr, prefix: u8, table: u8) {
+        let head = [[AF_INET, prefix, 0, 0], [table, 3, 0, 1], 4u32.to_ne_bytes()].concat();
         let (to_bytes, index, gateway, source) =
             (to.octets(), index.to_ne_bytes(), nic.gateway.octets(), nic.ipv4.octets());
         let attributes: [(u16, &[u8]); 4] = [(1, &to_bytes), (4, &index), (5, &gateway), (7, &source)];

@@ -1,9 +1,9 @@
-//! The name server on every gateway's address: names of the network's pods, everything else forwarded as it is.
+//! The name server on every gateway's address: names of the pods on the client's networks, everything else forwarded as it is.
 //!
-//! A client's network is known by the address that it asks: the firewall lets it reach no other network's.
-//! Names without a dot belong to the network alone and are never forwarded.
+//! A client is known by its address, which the firewall lets no other have; one that is not known sees the network whose
+//! gateway it asks. Names without a dot belong to the networks alone and are never forwarded.
 
-use crate::plan::Names;
+use crate::plan::{Asker, Names};
 use anyhow::{Context, Result};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, PTR};
@@ -39,10 +39,16 @@ pub struct Dns {
 
 #[derive(Debug)]
 struct Shared {
-    names: RwLock<BTreeMap<Ipv4Addr, Names>>,
+    tables: RwLock<Tables>,
     resolv_conf: PathBuf,
     questions: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    names: BTreeMap<Ipv4Addr, Names>,
+    askers: BTreeMap<Ipv4Addr, Asker>,
 }
 
 #[derive(Debug)]
@@ -59,7 +65,7 @@ impl Dns {
     #[must_use]
     pub fn new(resolv_conf: &Path) -> Self {
         let shared = Shared {
-            names: RwLock::default(),
+            tables: RwLock::default(),
             resolv_conf: resolv_conf.to_owned(),
             questions: Arc::new(Semaphore::new(QUESTIONS_AT_ONCE)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_AT_ONCE)),
@@ -67,13 +73,18 @@ impl Dns {
         Self { shared: Arc::new(shared), servers: BTreeMap::new() }
     }
 
-    /// Serves these names, each at its gateway; servers of other addresses end.
+    /// Serves these names at their gateways to these clients; servers of other addresses end.
     ///
     /// # Errors
     /// When an address cannot be listened on; the others are served.
-    pub async fn serve(&mut self, names: &BTreeMap<Ipv4Addr, Names>, port: u16) -> Result<()> {
-        if let Ok(mut current) = self.shared.names.write() {
-            current.clone_from(names);
+    pub async fn serve(
+        &mut self,
+        names: &BTreeMap<Ipv4Addr, Names>,
+        askers: &BTreeMap<Ipv4Addr, Asker>,
+        port: u16,
+    ) -> Result<()> {
+        if let Ok(mut current) = self.shared.tables.write() {
+            *current = Tables { names: names.clone(), askers: askers.clone() };
         }
         self.servers.retain(|gateway, _| names.contains_key(gateway));
         let mut result = Ok(());
@@ -108,7 +119,7 @@ async fn serve_udp(shared: Arc<Shared>, gateway: Ipv4Addr, socket: Arc<UdpSocket
         let (shared, socket, question) = (shared.clone(), socket.clone(), buffer[..len].to_vec());
         tokio::spawn(async move {
             let _permit = permit;
-            if let Some(answer) = answer(&shared, gateway, &question, false).await {
+            if let Some(answer) = answer(&shared, gateway, client.ip(), &question, false).await {
                 // The client may be gone; nobody else would want to know.
                 let _ = socket.send_to(&answer, client).await;
             }
@@ -119,7 +130,7 @@ async fn serve_udp(shared: Arc<Shared>, gateway: Ipv4Addr, socket: Arc<UdpSocket
 async fn serve_tcp(shared: Arc<Shared>, gateway: Ipv4Addr, listener: TcpListener) {
     loop {
         let Ok(permit) = shared.connections.clone().acquire_owned().await else { return };
-        let Ok((mut stream, _)) = listener.accept().await else {
+        let Ok((mut stream, client)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await; // out of descriptors
             continue;
         };
@@ -127,7 +138,7 @@ async fn serve_tcp(shared: Arc<Shared>, gateway: Ipv4Addr, listener: TcpListener
         tokio::spawn(async move {
             let _permit = permit;
             while let Ok(Ok(question)) = timeout(CLIENT_TIMEOUT, read_framed(&mut stream)).await {
-                let Some(answer) = answer(&shared, gateway, &question, true).await else { return };
+                let Some(answer) = answer(&shared, gateway, client.ip(), &question, true).await else { return };
                 if !matches!(timeout(CLIENT_TIMEOUT, write_framed(&mut stream, &answer)).await, Ok(Ok(()))) {
                     return;
                 }
@@ -149,7 +160,7 @@ async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> std::io::Result
 }
 
 /// None for what is no question at all.
-async fn answer(shared: &Shared, gateway: Ipv4Addr, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
+async fn answer(shared: &Shared, gateway: Ipv4Addr, client: IpAddr, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
     let message = Message::from_vec(question).ok()?;
     if message.metadata.message_type != MessageType::Query {
         return None;
@@ -158,27 +169,34 @@ async fn answer(shared: &Shared, gateway: Ipv4Addr, question: &[u8], by_tcp: boo
         [query] if message.metadata.op_code == OpCode::Query => query,
         _ => return reply(&message, ResponseCode::NotImp, Vec::new()),
     };
-    let local = {
-        let names = shared.names.read().ok()?;
-        names.get(&gateway).and_then(|names| look_up(names, query))
+    let (local, servers) = {
+        let tables = shared.tables.read().ok()?;
+        let asker = if let IpAddr::V4(ip) = client { tables.askers.get(&ip) } else { None };
+        let gateways = asker.map_or(std::slice::from_ref(&gateway), |a| &a.gateways);
+        let names: Vec<&Names> = gateways.iter().filter_map(|g| tables.names.get(g)).collect();
+        (look_up(&names, query), asker.map(|a| a.upstreams.clone()).unwrap_or_default())
     };
-    match local {
-        Some((code, records)) => reply(&message, code, records),
-        None => match forward(&upstreams(&shared.resolv_conf), question, by_tcp).await {
-            Some(answer) => Some(answer),
-            None => reply(&message, ResponseCode::ServFail, Vec::new()),
-        },
+    if let Some((code, records)) = local {
+        return reply(&message, code, records);
+    }
+    let servers = match servers.as_slice() {
+        [] => upstreams(&shared.resolv_conf),
+        named => named.iter().take(UPSTREAMS_MAX).map(|ip| SocketAddr::new(*ip, 53)).collect(),
+    };
+    match forward(&servers, question, by_tcp).await {
+        Some(answer) => Some(answer),
+        None => reply(&message, ResponseCode::ServFail, Vec::new()),
     }
 }
 
-/// What the network itself knows; none when others are to be asked.
-fn look_up(names: &Names, query: &Query) -> Option<(ResponseCode, Vec<Record>)> {
+/// What the client's networks know; none when others are to be asked.
+fn look_up(networks: &[&Names], query: &Query) -> Option<(ResponseCode, Vec<Record>)> {
     let text = query.name().to_ascii();
     let name = text.trim_end_matches('.').to_ascii_lowercase();
     if query.query_class() != DNSClass::IN {
         return None;
     }
-    if let Some(addresses) = names.addresses.get(&name) {
+    if let Some(addresses) = networks.iter().find_map(|names| names.addresses.get(&name)) {
         let record = |ip: &Ipv4Addr| Record::from_rdata(query.name().clone(), TTL_S, RData::A(A(*ip)));
         let is_address = matches!(query.query_type(), RecordType::A | RecordType::ANY);
         // At most 20 fit a UDP answer of 512 bytes with any name.
@@ -186,7 +204,7 @@ fn look_up(names: &Names, query: &Query) -> Option<(ResponseCode, Vec<Record>)> 
         return Some((ResponseCode::NoError, records));
     }
     if let Some(ip) = reversed(&name)
-        && let Some(found) = names.reverse.get(&ip)
+        && let Some(found) = networks.iter().find_map(|names| names.reverse.get(&ip))
         && let Ok(target) = Name::from_ascii(format!("{found}."))
     {
         let records = match query.query_type() {

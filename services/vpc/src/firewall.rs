@@ -1,8 +1,9 @@
 //! The rules between networks: one nftables table whose rules never change; what changes are elements of its sets and maps.
 //!
 //! ```text
-//! raw          from a tap: only its own MAC and address, no IPv6, nothing to 127/8; mark = the network's gateway
-//! prenat       to an address of the machine: published ports go to their pod (outnat: the same, from the machine itself)
+//! raw          from a tap: only its own MAC and address, no IPv6, nothing to 127/8 but 127.0.0.11's name server;
+//!              mark = the network's gateway
+//! prenat       127.0.0.11: the network's gateway; to an address of the machine: published ports go to their pod (outnat: the same, from the machine itself)
 //! forward      inside a network: yes; out of a network that is not internal: yes; to a published port: yes; else no
 //! input        from a tap to the machine: its own gateway's name server, ping; else no
 //! postnat      out: the machine's address; between pods through a published port, and from 127/8: the machine's
@@ -18,6 +19,7 @@ use std::collections::BTreeSet;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use zone::endpoint::RESOLVER;
 
 const TABLE: &str = "kraud";
 
@@ -34,6 +36,7 @@ pub fn elements(plan: &Plan) -> Elements {
     for (gateway, network) in &plan.networks {
         let mark = u32::from(*gateway);
         add("gateways", json!({"concat": [mark, gateway]}));
+        add("resolvers", json!([mark, gateway]));
         add("gateway_addresses", json!(gateway));
         if !network.internal {
             add("uplinked", json!(mark));
@@ -120,6 +123,7 @@ fn sets() -> Vec<Value> {
         set("inside", json!(["mark", "ifname"])),
         set("uplinked", json!("mark")),
         set("gateways", json!(["mark", "ipv4_addr"])),
+        map("resolvers", json!("mark"), "ipv4_addr"),
         set("gateway_addresses", json!("ipv4_addr")),
         // Two maps for one fact: nft's JSON knows no map to a pair.
         map("published_address", json!(["inet_proto", "inet_service"]), "ipv4_addr"),
@@ -160,9 +164,29 @@ fn rules() -> Vec<Value> {
     let (accept, drop, masquerade) = (json!({"accept": null}), json!({"drop": null}), json!({"masquerade": null}));
     let mark_by_tap =
         json!({"mangle": {"key": meta("mark"), "value": {"map": {"key": meta("iifname"), "data": "@marks"}}}});
+    let resolver = json!({"map": {"key": meta("mark"), "data": "@resolvers"}});
+    let to_resolver = json!({"dnat": {"family": "ip", "addr": resolver}});
     let mut rules = vec![
         rule("raw", vec![from_tap(), is(meta("nfproto"), json!("ipv6")), drop.clone()]),
-        rule("raw", vec![from_tap(), is(payload("ip", "daddr"), loopback()), drop.clone()]),
+        // Of the loopback only the name server's address, and of that only the name server.
+        rule(
+            "raw",
+            vec![
+                from_tap(),
+                is(payload("ip", "daddr"), loopback()),
+                not(payload("ip", "daddr"), json!(RESOLVER)),
+                drop.clone(),
+            ],
+        ),
+        rule(
+            "raw",
+            vec![
+                from_tap(),
+                is(payload("ip", "daddr"), json!(RESOLVER)),
+                not(concat(vec![meta("l4proto"), payload("th", "dport")]), dns()),
+                drop.clone(),
+            ],
+        ),
         rule(
             "raw",
             vec![
@@ -175,6 +199,7 @@ fn rules() -> Vec<Value> {
             ],
         ),
         rule("raw", vec![mark_by_tap]),
+        rule("prenat", vec![from_tap(), is(payload("ip", "daddr"), json!(RESOLVER)), to_resolver]),
         rule("forward", vec![states()]),
         rule("forward", vec![is(concat(vec![meta("mark"), meta("oifname")]), json!("@inside")), accept.clone()]),
         rule("forward", vec![from_tap(), not(meta("mark"), json!("@uplinked")), drop.clone()]),

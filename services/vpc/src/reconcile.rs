@@ -115,7 +115,7 @@ impl Reconciler {
         let world = World { host_subnets: self.links.host_subnets().await?, host_ports: listeners::read() };
         let mut plan = plan::plan(&self.resources, &world);
         self.links.ensure_networks(&plan.networks).await?;
-        if let Err(error) = self.dns.serve(&plan.names, self.dns_port).await {
+        if let Err(error) = self.dns.serve(&plan.names, &plan.askers, self.dns_port).await {
             tracing::warn!(error = format!("{error:#}"), "a network has no name server");
         }
         // Rules before taps: a tap is never there without its walls.

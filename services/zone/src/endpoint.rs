@@ -88,6 +88,9 @@ pub struct BoundPort {
     pub host_port: u16,
 }
 
+/// The name server's address in a guest on a network that a user made; images have it in their configuration.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+
 /// What an endpoint is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -115,6 +118,10 @@ pub struct EndpointStatus {
     /// The gateway's MAC address: the guest gets it as a static neighbour, so nothing ever asks for it.
     #[serde(default)]
     pub gateway_mac: String,
+    /// The name server that the guest is told of: the gateway on the network `bridge`, else Docker's 127.0.0.11, which
+    /// leads to the gateway of the network that the guest's default route goes to.
+    #[serde(default)]
+    pub resolver: Option<Ipv4Addr>,
     /// Ports published while the pod runs.
     #[serde(default)]
     pub ports: Vec<BoundPort>,

@@ -38,7 +38,7 @@ async fn ask(port: u16, name: &str, kind: RecordType) -> Message {
 async fn names_of_the_network_are_answered_in_any_case_and_both_ways() {
     let port = free_port();
     let mut dns = Dns::new(Path::new("/nonexistent"));
-    dns.serve(&names(), port).await.unwrap();
+    dns.serve(&names(), &BTreeMap::new(), port).await.unwrap();
     for (name, kind, code, expected) in [
         ("WEB.", RecordType::A, ResponseCode::NoError, Some("172.21.0.2")),
         ("web.example.", RecordType::A, ResponseCode::NoError, Some("172.21.0.2")),
@@ -58,7 +58,7 @@ async fn names_of_the_network_are_answered_in_any_case_and_both_ways() {
 async fn tcp_answers_the_same_and_more_than_once_on_a_connection() {
     let port = free_port();
     let mut dns = Dns::new(Path::new("/nonexistent"));
-    dns.serve(&names(), port).await.unwrap();
+    dns.serve(&names(), &BTreeMap::new(), port).await.unwrap();
     let mut stream = TcpStream::connect((GATEWAY, port)).await.unwrap();
     for _ in 0..2 {
         write_framed(&mut stream, &question("web.", RecordType::A).to_vec().unwrap()).await.unwrap();
@@ -81,11 +81,31 @@ async fn other_names_go_to_the_next_server_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_client_on_several_networks_sees_the_names_of_all_and_a_stranger_those_of_the_one_it_asks() {
+    let other = Ipv4Addr::new(10, 0, 0, 1);
+    let mut all = names();
+    let mut more = Names::default();
+    more.addresses.insert("db".into(), BTreeSet::from([Ipv4Addr::new(10, 0, 0, 2)]));
+    let port = free_port();
+    let mut dns = Dns::new(Path::new("/nonexistent"));
+    dns.serve(&all, &BTreeMap::new(), port).await.unwrap();
+    all.insert(other, more);
+    // Only the first has an address here that can be listened on.
+    let _ = dns.serve(&all, &BTreeMap::new(), port).await;
+    assert_eq!(ask(port, "db.", RecordType::A).await.metadata.response_code, ResponseCode::NXDomain);
+    let both = Asker { gateways: vec![other, GATEWAY], upstreams: Vec::new() };
+    let _ = dns.serve(&all, &BTreeMap::from([(GATEWAY, both)]), port).await;
+    for name in ["db.", "web."] {
+        assert_eq!(ask(port, name, RecordType::A).await.answers.len(), 1, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_removed_network_is_no_longer_served() {
     let port = free_port();
     let mut dns = Dns::new(Path::new("/nonexistent"));
-    dns.serve(&names(), port).await.unwrap();
-    dns.serve(&BTreeMap::new(), port).await.unwrap();
+    dns.serve(&names(), &BTreeMap::new(), port).await.unwrap();
+    dns.serve(&BTreeMap::new(), &BTreeMap::new(), port).await.unwrap();
     let mut bound = UdpSocket::bind((GATEWAY, port)).await;
     for _ in 0..1000 {
         if bound.is_ok() {

@@ -7,7 +7,8 @@ use crate::tap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use zone::Resource;
-use zone::endpoint::{Endpoint, EndpointStatus};
+use zone::endpoint::{Endpoint, EndpointStatus, RESOLVER};
+use zone::network::DEFAULT_NETWORK;
 
 /// Names that one endpoint may have.
 const NAMES_MAX: usize = 256;
@@ -73,6 +74,7 @@ fn one(
         Ok(mac) => mac,
         Err(error) => return failed(Some(error)),
     };
+    let network_name = resources.networks.get(spec.network.as_str()).map_or("", |n| n.spec.name.as_str());
     let mut status = EndpointStatus {
         ready: false,
         error: None,
@@ -82,6 +84,7 @@ fn one(
         prefix: network.subnet.prefix(),
         gateway: Some(network.gateway),
         gateway_mac: format_mac(GATEWAY_MAC),
+        resolver: Some(if network_name == DEFAULT_NETWORK { network.gateway } else { RESOLVER }),
         ports: Vec::new(),
     };
     let pod = resources.pods.get(spec.pod.as_str());
@@ -89,7 +92,7 @@ fn one(
     status.tap = tap::name(&endpoint.meta.name);
     status.ready = true;
     if wanted(endpoint, resources) {
-        name(plan, network.gateway, &spec.names, address);
+        name(plan, network.gateway, network_name, &spec.names, address);
         match ports.bind(&spec.ports, &endpoint.status.ports) {
             Ok(bound) => status.ports = bound,
             Err(error) => {
@@ -132,14 +135,18 @@ fn mac(endpoint: &Resource<Endpoint>, address: Ipv4Addr) -> Result<[u8; 6], Stri
     }
 }
 
-fn name(plan: &mut Plan, gateway: Ipv4Addr, names: &[String], address: Ipv4Addr) {
+/// Each name alone, and with the network's behind it.
+fn name(plan: &mut Plan, gateway: Ipv4Addr, network: &str, names: &[String], address: Ipv4Addr) {
     let table = plan.names.entry(gateway).or_default();
     for name in names.iter().take(NAMES_MAX) {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         if name.is_empty() {
             continue;
         }
-        table.reverse.entry(address).or_insert_with(|| name.clone());
+        let full = format!("{name}.{}", network.to_ascii_lowercase());
+        // Docker's answer to a question for the name of an address.
+        table.reverse.entry(address).or_insert_with(|| full.clone());
+        table.addresses.entry(full).or_default().insert(address);
         table.addresses.entry(name).or_default().insert(address);
     }
 }

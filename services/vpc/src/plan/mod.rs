@@ -12,7 +12,7 @@ pub use ports::HostPorts;
 use crate::resources::Resources;
 use crate::subnet::Subnet;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use zone::endpoint::{BoundPort, EndpointStatus};
 use zone::network::NetworkStatus;
 use zone::pod::{Desired, Phase, Pod};
@@ -65,6 +65,15 @@ pub struct Names {
     pub reverse: BTreeMap<Ipv4Addr, String>,
 }
 
+/// What a pod that asks for names sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// The gateways of its networks, in the order of its interfaces.
+    pub gateways: Vec<Ipv4Addr>,
+    /// The name servers that its user named, none of them the machine itself; empty = the machine's.
+    pub upstreams: Vec<IpAddr>,
+}
+
 /// All that should be.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -76,8 +85,10 @@ pub struct Plan {
     pub networks: BTreeMap<Ipv4Addr, NetworkPlan>,
     /// Taps by name.
     pub taps: BTreeMap<String, TapPlan>,
-    /// Names by the gateway that is asked.
+    /// Names by the network's gateway.
     pub names: BTreeMap<Ipv4Addr, Names>,
+    /// Who may ask, by address.
+    pub askers: BTreeMap<Ipv4Addr, Asker>,
 }
 
 /// Plans everything anew.
@@ -86,7 +97,27 @@ pub fn plan(resources: &Resources, world: &World) -> Plan {
     let mut plan = Plan::default();
     let by_id = networks::plan(resources, world, &mut plan);
     endpoints::plan(resources, world, &by_id, &mut plan);
+    askers(resources, &mut plan);
     plan
+}
+
+/// A pod on several networks sees the names of all, whichever gateway it asks.
+fn askers(resources: &Resources, plan: &mut Plan) {
+    for pod in resources.pods.values() {
+        let status = |id: &zone::EndpointId| plan.endpoint_status.get(id.as_str());
+        let own: Vec<&EndpointStatus> = pod.spec.endpoints.iter().filter_map(status).collect();
+        let gateways: Vec<Ipv4Addr> = own.iter().filter_map(|s| s.gateway).collect();
+        let upstreams: Vec<IpAddr> = pod
+            .spec
+            .dns
+            .iter()
+            .filter_map(|server| server.parse().ok())
+            .filter(|ip: &IpAddr| !ip.is_loopback())
+            .collect();
+        let asker = Asker { gateways, upstreams };
+        let addresses: Vec<Ipv4Addr> = own.iter().filter_map(|s| s.ipv4).collect();
+        plan.askers.extend(addresses.into_iter().map(|address| (address, asker.clone())));
+    }
 }
 
 /// Whether a pod's ports and names should be there: from the request to start it until it has exited for good.
