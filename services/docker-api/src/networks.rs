@@ -140,6 +140,12 @@ fn describe(world: &World, network: &Resource<Network>) -> Value {
     if let Some(subnet) = subnet {
         ipam.insert("Subnet".into(), json!(subnet));
     }
+    if let Some(range) = &network.spec.ip_range {
+        ipam.insert("IPRange".into(), json!(range));
+    }
+    if !network.spec.aux_addresses.is_empty() {
+        ipam.insert("AuxiliaryAddresses".into(), json!(network.spec.aux_addresses));
+    }
     if let Some(gateway) = network.status.gateway.or(network.spec.gateway) {
         ipam.insert("Gateway".into(), json!(gateway.to_string()));
     }
@@ -265,6 +271,9 @@ struct Ipam {
 struct IpamConfig {
     subnet: Option<String>,
     gateway: Option<String>,
+    #[serde(rename = "IPRange")]
+    ip_range: Option<String>,
+    auxiliary_addresses: Option<BTreeMap<String, String>>,
 }
 
 fn spec_of(request: Create) -> Result<NetworkSpec> {
@@ -299,11 +308,25 @@ fn spec_of(request: Create) -> Result<NetworkSpec> {
     if let Some(subnet) = &subnet {
         check_subnet(subnet, gateway)?;
     }
+    let ip_range = text(first.and_then(|c| c.ip_range.as_ref()));
+    if let Some(range) = &ip_range {
+        let inside = subnet.as_deref().is_some_and(|subnet| is_within(range, subnet));
+        if !inside {
+            return Err(Failure::invalid(format!("invalid ip-range {range}: it must be a part of the subnet")));
+        }
+    }
+    let mut aux_addresses = BTreeMap::new();
+    for (key, address) in first.and_then(|c| c.auxiliary_addresses.as_ref()).into_iter().flatten() {
+        let parsed = address.parse().map_err(|_| Failure::invalid(format!("invalid auxiliary address {address}")))?;
+        aux_addresses.insert(key.clone(), parsed);
+    }
     Ok(NetworkSpec {
         name,
         driver,
         subnet,
         gateway,
+        ip_range,
+        aux_addresses,
         internal: request.internal.unwrap_or_default(),
         attachable: request.attachable.unwrap_or_default(),
         enable_ipv6: request.enable_ipv6.unwrap_or_default(),
@@ -326,6 +349,16 @@ fn check_subnet(text: &str, gateway: Option<Ipv4Addr>) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether all addresses of one subnet are in the other.
+fn is_within(part: &str, whole: &str) -> bool {
+    let parse = |text: &str| {
+        let (address, prefix) = text.split_once('/')?;
+        Some((address.parse::<Ipv4Addr>().ok()?.to_bits(), prefix.parse::<u32>().ok().filter(|p| *p <= 32)?))
+    };
+    let (Some((part, bits)), Some((whole, prefix))) = (parse(part), parse(whole)) else { return false };
+    bits >= prefix && (part ^ whole).checked_shr(32 - prefix).unwrap_or(0) == 0
 }
 
 async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Result<Response> {
@@ -418,6 +451,21 @@ mod tests {
         assert_eq!(ours["Containers"].as_object().unwrap().len(), 1);
         let builtin = pseudo(&world, "none").unwrap();
         assert_eq!(builtin.as_object().unwrap().len(), golden.as_object().unwrap().len());
+    }
+
+    #[test]
+    fn a_range_is_a_part_of_its_subnet() {
+        for (part, whole, expected) in [
+            ("10.1.0.128/25", "10.1.0.0/24", true),
+            ("10.1.0.0/24", "10.1.0.0/24", true),
+            ("10.2.0.0/25", "10.1.0.0/24", false),
+            ("10.1.0.0/16", "10.1.0.0/24", false),
+            ("10.1.0.0/33", "0.0.0.0/0", false),
+            ("10.1.0.0/8", "0.0.0.0/0", true),
+            ("x", "10.1.0.0/24", false),
+        ] {
+            assert_eq!(is_within(part, whole), expected, "{part} {whole}");
+        }
     }
 
     #[test]

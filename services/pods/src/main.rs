@@ -22,6 +22,7 @@ mod pod;
 mod remove;
 mod runlog;
 mod shared;
+mod shutdown;
 mod systemd;
 mod unit;
 mod world;
@@ -31,6 +32,7 @@ use clap::Parser;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use zone::client::Client;
 use zone::paths;
@@ -87,12 +89,21 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let config = configure(&args)?;
     let systemd = systemd::Systemd::connect(args.bus.as_deref()).await?;
-    let ends = systemd.ends().await?;
+    let mut ends = systemd.ends().await?;
     let follower = follow::Follower::start().context("cannot watch files")?;
     let client = Client::new(&args.macro_socket);
     let shared = Arc::new(shared::Shared::new(client, systemd, follower, config));
     zone::notify::ready();
-    manager::run(shared, ends).await
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        result = manager::run(shared.clone(), &mut ends) => return result,
+        _ = terminate.recv() => {}
+    }
+    // Pods outlive this process, but not the machine.
+    if shutdown::is_coming(&shared).await {
+        shutdown::run(&shared, &mut ends).await;
+    }
+    Ok(())
 }
 
 fn configure(args: &Args) -> anyhow::Result<shared::Config> {

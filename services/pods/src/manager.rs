@@ -37,7 +37,7 @@ struct Manager {
 ///
 /// # Errors
 /// When systemd cannot be asked, or the bus is gone, or the state engine's database is another one: start again then.
-pub async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<UnitEnd>) -> anyhow::Result<()> {
+pub async fn run(shared: Arc<Shared>, ends: &mut mpsc::Receiver<UnitEnd>) -> anyhow::Result<()> {
     let units = shared.systemd.list(&[POD_UNITS, FS_UNITS]).await?;
     let tasks = Tasks::default();
     let marker = shared.config.run.join(MARKER);
@@ -49,7 +49,7 @@ pub async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<UnitEnd>) -> anyh
     std::fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))?;
     tokio::select! {
         () = follow => bail!("the state engine answers for another zone"),
-        () = route(&mut ends, &tasks) => bail!("the bus has closed the connection"),
+        () = route(ends, &tasks) => bail!("the bus has closed the connection"),
     }
 }
 

@@ -113,6 +113,22 @@ impl Systemd {
         Ok(rows.into_iter().filter(|row| row.3 != "inactive" && row.3 != "failed").map(|row| row.0).collect())
     }
 
+    /// The state of the whole system: `running`, `degraded`, `stopping`…
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn system_state(&self) -> Result<String, BusError> {
+        let failed = |source| BusError::Call { what: "ask for the system's state".into(), source };
+        let reply = self
+            .connection
+            .call_method(Some(SERVICE), PATH, Some("org.freedesktop.DBus.Properties"), "Get", &(MANAGER, "SystemState"))
+            .await
+            .map_err(failed)?;
+        let body = reply.body();
+        let value: Variant<'_> = body.deserialize().map_err(failed)?;
+        Ok(if let Variant::Str(state) = value { state.as_str().to_owned() } else { String::new() })
+    }
+
     /// Whether systemd still has the unit.
     ///
     /// # Errors

@@ -119,6 +119,8 @@ fn common(description: String, slice: &str) -> Vec<Property> {
         ("Description", Variant::from(description)),
         ("Type", text("exec")),
         ("Slice", text(slice)),
+        // When the machine goes down the service stops first, and with it, in order, the pods.
+        ("Before", texts(&["kraud-pods.service"])),
         // What has ended leaves nothing behind that someone must clear away.
         ("CollectMode", text("inactive-or-failed")),
         ("KillMode", text("control-group")),

@@ -55,6 +55,11 @@ impl Subnet {
         (self.network.saturating_add(1)..u32::from(self.broadcast())).map(Ipv4Addr::from)
     }
 
+    /// All addresses, in order.
+    pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
+        (self.network..=u32::from(self.broadcast())).map(Ipv4Addr::from)
+    }
+
     /// Its parts with `prefix` bits, in order; none when it is smaller than that.
     pub fn parts(self, prefix: u8) -> impl Iterator<Item = Self> {
         let count = if (self.prefix..=32).contains(&prefix) { 1u64 << (prefix - self.prefix) } else { 0 };

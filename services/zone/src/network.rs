@@ -41,6 +41,12 @@ pub struct NetworkSpec {
     /// The gateway that users asked for.
     #[serde(default)]
     pub gateway: Option<Ipv4Addr>,
+    /// The part of the subnet that addresses are picked from, `10.1.0.128/25`; none = all of it.
+    #[serde(default)]
+    pub ip_range: Option<String>,
+    /// Addresses that nobody gets, by the names that users gave them.
+    #[serde(default)]
+    pub aux_addresses: BTreeMap<String, Ipv4Addr>,
     /// Nothing goes in or out.
     #[serde(default)]
     pub internal: bool,

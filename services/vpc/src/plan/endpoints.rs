@@ -16,6 +16,7 @@ const NAMES_MAX: usize = 256;
 pub(super) fn plan(resources: &Resources, world: &World, networks: &BTreeMap<String, NetworkPlan>, plan: &mut Plan) {
     let gateways: BTreeSet<Ipv4Addr> = plan.networks.keys().copied().collect();
     let mut taken = gateways.clone();
+    taken.extend(resources.networks.values().flat_map(|n| n.spec.aux_addresses.values()));
     let mut ports = Ports::new(&world.host_ports, &gateways);
     let order = order(resources);
     for endpoint in &order {
@@ -118,9 +119,10 @@ fn choose(
         }
         Some(address) if taken.contains(&address) => Err("Address already in use".into()),
         Some(address) => Ok(address),
-        None => subnet
-            .hosts()
-            .find(|address| !taken.contains(address))
+        None => network
+            .range
+            .addresses()
+            .find(|a| !taken.contains(a) && *a != subnet.network() && *a != subnet.broadcast())
             .ok_or_else(|| format!("no available IPv4 addresses on this network's address pools: {subnet}")),
     }
 }

@@ -35,6 +35,8 @@ pub struct World {
 pub struct NetworkPlan {
     /// Its subnet.
     pub subnet: Subnet,
+    /// The part of it that addresses are picked from.
+    pub range: Subnet,
     /// The gateway; its number is also the network's mark in the firewall.
     pub gateway: Ipv4Addr,
     /// Nothing goes in or out.

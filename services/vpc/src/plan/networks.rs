@@ -47,7 +47,17 @@ pub(super) fn plan(resources: &Resources, world: &World, plan: &mut Plan) -> BTr
 fn kept(network: &Resource<Network>) -> Option<NetworkPlan> {
     let status = &network.status;
     let subnet = status.subnet.parse().ok().filter(|_| status.ready)?;
-    Some(NetworkPlan { subnet, gateway: status.gateway?, internal: network.spec.internal })
+    Some(NetworkPlan {
+        subnet,
+        range: range(network, subnet),
+        gateway: status.gateway?,
+        internal: network.spec.internal,
+    })
+}
+
+fn range(network: &Resource<Network>, subnet: Subnet) -> Subnet {
+    let asked = network.spec.ip_range.as_deref().and_then(|text| text.parse::<Subnet>().ok());
+    asked.filter(|range| range.prefix() >= subnet.prefix() && range.overlaps(subnet)).unwrap_or(subnet)
 }
 
 fn choose(network: &Resource<Network>, taken: &[Subnet], world: &World) -> Result<NetworkPlan, String> {
@@ -79,5 +89,5 @@ fn choose(network: &Resource<Network>, taken: &[Subnet], world: &World) -> Resul
     if !subnet.contains(gateway) || gateway == subnet.network() || gateway == subnet.broadcast() {
         return Err(format!("no matching subnet for gateway {gateway}"));
     }
-    Ok(NetworkPlan { subnet, gateway, internal: spec.internal })
+    Ok(NetworkPlan { subnet, range: range(network, subnet), gateway, internal: spec.internal })
 }

@@ -149,6 +149,21 @@ fn addresses_are_the_next_free_one_or_the_one_asked_for() {
 }
 
 #[test]
+fn addresses_are_picked_from_the_range_and_never_an_auxiliary_one() {
+    let mut zone = Zone::default();
+    let spec = &mut zone.network("n", Some("10.0.0.0/24")).spec;
+    spec.ip_range = Some("10.0.0.252/30".into());
+    spec.aux_addresses.insert("router".into(), Ipv4Addr::new(10, 0, 0, 253));
+    for pod in ["p", "q", "r"] {
+        zone.endpoint(pod, "n");
+    }
+    zone.endpoint("s", "n").spec.requested_ipv4 = Some(Ipv4Addr::new(10, 0, 0, 9));
+    let plan = zone.settle();
+    let address = |id: &str| plan.endpoint_status[&format!("{id}.n")].ipv4.map(|a| a.octets()[3]);
+    assert_eq!((address("p"), address("q"), address("r"), address("s")), (Some(252), Some(254), None, Some(9)));
+}
+
+#[test]
 fn a_full_network_says_so() {
     let mut zone = Zone::default();
     zone.network("n", Some("10.0.0.0/30"));
