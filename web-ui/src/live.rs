@@ -30,6 +30,7 @@ struct RowsPart {
     rows: Vec<Row>,
     columns: usize,
     empty: &'static str,
+    links: bool,
 }
 
 /// A part of the page that is sent on its own.
@@ -61,7 +62,8 @@ impl Part {
 
     /// Its HTML now.
     pub fn render(self, model: &Model) -> String {
-        let rows = |rows, columns, empty| RowsPart { rows, columns, empty }.render();
+        let rows =
+            |rows, columns, empty| RowsPart { rows, columns, empty, links: matches!(self, Self::Volumes) }.render();
         let html = match self {
             Self::Summary => SummaryPart { s: model.summary() }.render(),
             Self::Pods => PodsPart { rows: model.pod_rows() }.render(),

@@ -1,16 +1,18 @@
 //! `web-ui`: the zone's web page. One page, live: pods, images, volumes, networks and services of this zone.
 //!
-//! Owns sessions (in memory: a restart asks for the pairing code again). Reads the state engine through watch caches
-//! and never the things themselves; asks `node` for the pairing code and client bundles. Has no privilege: it parses
+//! Owns sessions, whose hashes are kept over its own restarts but not over a boot. Reads the state engine through watch caches
+//! and never the things themselves, but for the ends of logs; writes one thing, the wish to roll a volume back. Asks `node` for the pairing code and client bundles. Has no privilege: it parses
 //! what strangers send.
 #![forbid(unsafe_code)]
 
 mod live;
+mod logs;
 mod node;
 mod pages;
 mod session;
 mod tls;
 mod view;
+mod volume;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -38,6 +40,12 @@ struct Arguments {
     /// The socket of `node`.
     #[arg(long, default_value = zone::paths::NODE_SOCKET)]
     node: PathBuf,
+    /// The pods' folder, where their logs are
+    #[arg(long, default_value = zone::paths::PODS)]
+    logs: PathBuf,
+    /// The file that keeps sessions over a restart
+    #[arg(long, default_value = "/run/kraud/web-ui/sessions.json")]
+    sessions: PathBuf,
 }
 
 #[tokio::main]
@@ -53,8 +61,9 @@ async fn main() -> anyhow::Result<()> {
         "--plain needs a loopback address, not {}: without TLS everyone on the network could read the session",
         arguments.listen
     );
-    let model = view::Model::follow(&zone::client::Client::new(&arguments.macro_socket));
-    let site = pages::Site::new(model, node::Node::new(&arguments.node), !arguments.plain);
+    let client = zone::client::Client::new(&arguments.macro_socket);
+    let (node, sessions) = (node::Node::new(&arguments.node), session::Sessions::kept_in(arguments.sessions));
+    let site = pages::Site::new(client, node, arguments.logs, sessions, !arguments.plain);
     let router = pages::router(site);
     let listener =
         TcpListener::bind(arguments.listen).await.with_context(|| format!("listen on {}", arguments.listen))?;

@@ -4,6 +4,7 @@ use crate::live::{self, Part};
 use crate::node::Node;
 use crate::session::Sessions;
 use crate::view::Model;
+use crate::{logs, volume};
 use askama::Template;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE};
@@ -14,12 +15,19 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Form, Router};
 use serde::Deserialize;
+use std::path::PathBuf;
 use std::sync::Arc;
+use zone::client::Client;
 
 /// What all pages share.
 #[derive(Clone, Debug)]
 pub struct Site {
-    model: Model,
+    /// What is shown.
+    pub model: Model,
+    /// The state engine, to ask for a rollback.
+    pub client: Client,
+    /// The pods' folder, for their logs.
+    pub logs: PathBuf,
     node: Node,
     sessions: Arc<Sessions>,
     secure: bool,
@@ -27,8 +35,8 @@ pub struct Site {
 
 impl Site {
     /// `secure`: the page is served over TLS, so cookies may be bound to it.
-    pub fn new(model: Model, node: Node, secure: bool) -> Self {
-        Self { model, node, sessions: Arc::default(), secure }
+    pub fn new(client: Client, node: Node, logs: PathBuf, sessions: Sessions, secure: bool) -> Self {
+        Self { model: Model::follow(&client), client, logs, node, sessions: Arc::new(sessions), secure }
     }
 
     fn cookie_name(&self) -> &'static str {
@@ -41,7 +49,8 @@ impl Site {
         cookies.filter_map(|c| c.trim().split_once('=')).find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
     }
 
-    fn is_logged_in(&self, headers: &HeaderMap) -> bool {
+    /// Whether the request is a session's.
+    pub fn is_logged_in(&self, headers: &HeaderMap) -> bool {
         self.token(headers).is_some_and(|token| self.sessions.is_valid(&token))
     }
 
@@ -59,6 +68,9 @@ pub fn router(site: Site) -> Router {
         .route("/logout", post(logout))
         .route("/live", get(live_events))
         .route("/client-bundle", post(client_bundle))
+        .route("/volume/{name}", get(volume::show))
+        .route("/volume/{name}/rollback", post(volume::rollback))
+        .route("/logs/{id}", get(logs::show))
         .route("/style.css", get(|| async { asset("text/css", include_str!("../assets/style.css")) }))
         .route("/live.js", get(|| async { asset("text/javascript", include_str!("../assets/live.js")) }))
         .route("/icon.svg", get(|| async { asset("image/svg+xml", include_str!("../assets/icon.svg")) }))
@@ -108,7 +120,8 @@ struct HomePage {
     error: Option<String>,
 }
 
-fn page(status: StatusCode, template: &impl Template) -> Response {
+/// A page of its own.
+pub fn page(status: StatusCode, template: &impl Template) -> Response {
     match template.render() {
         Ok(html) => (status, Html(html)).into_response(),
         Err(error) => {
@@ -118,16 +131,19 @@ fn page(status: StatusCode, template: &impl Template) -> Response {
     }
 }
 
-fn hostname(site: &Site) -> String {
+/// The machine's name.
+pub fn hostname(site: &Site) -> String {
     let name = site.model.summary().hostname;
     if name.is_empty() { "kraudbox".to_owned() } else { name }
 }
 
-fn login_page(site: &Site, status: StatusCode, error: Option<String>) -> Response {
+/// The page that asks for the pairing code.
+pub fn login_page(site: &Site, status: StatusCode, error: Option<String>) -> Response {
     page(status, &LoginPage { hostname: hostname(site), error })
 }
 
-fn home_page(site: &Site, status: StatusCode, error: Option<String>) -> Response {
+/// The live page.
+pub fn home_page(site: &Site, status: StatusCode, error: Option<String>) -> Response {
     let parts = Part::ALL.map(|part| part.render(&site.model));
     page(status, &HomePage { hostname: hostname(site), parts, error })
 }

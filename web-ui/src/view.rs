@@ -52,7 +52,8 @@ impl State {
         Self { word: word.into(), class }
     }
 
-    fn ready(ready: bool, error: Option<&String>) -> Self {
+    /// Of a thing that is ready, waits or cannot be.
+    pub fn ready(ready: bool, error: Option<&String>) -> Self {
         match (ready, error) {
             (_, Some(error)) => Self::new(error, "bad"),
             (true, None) => Self::new("ready", "good"),
@@ -95,6 +96,7 @@ pub struct Summary {
     pub pool: String,
     pub pool_percent: u64,
     pub pool_health: String,
+    pub pool_troubles: Vec<String>,
 }
 
 impl Model {
@@ -218,6 +220,7 @@ impl Model {
             pool: format!("{} of {}", bytes(pool_used), bytes(n.pool_bytes)),
             pool_percent: percent(pool_used, n.pool_bytes),
             pool_health: n.pool_health.clone(),
+            pool_troubles: n.pool_troubles.clone(),
         }
     }
 }

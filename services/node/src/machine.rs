@@ -23,6 +23,7 @@ struct Pool {
     #[serde(alias = "pool_free_bytes")]
     free_bytes: u64,
     health: String,
+    troubles: Vec<String>,
 }
 
 /// Where facts are read.
@@ -89,6 +90,7 @@ fn look(places: &Places, addresses: &[IpAddr]) -> NodeStatus {
         pool_bytes: pool.bytes,
         pool_free_bytes: pool.free_bytes,
         pool_health: pool.health,
+        pool_troubles: pool.troubles,
         booted_ns: booted.saturating_mul(1_000_000_000),
     }
 }

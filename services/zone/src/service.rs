@@ -76,6 +76,9 @@ pub struct NodeStatus {
     /// `ONLINE`, `DEGRADED`, …
     #[serde(default)]
     pub pool_health: String,
+    /// What is wrong with the pool's disks, for people.
+    #[serde(default)]
+    pub pool_troubles: Vec<String>,
     /// When the machine booted, nanoseconds since the Unix epoch.
     #[serde(default)]
     pub booted_ns: u64,
