@@ -202,3 +202,32 @@ fn t35_pods_that_come_and_go_leave_nothing_behind() {
     let failed = inside(&["systemctl", "list-units", "--failed", "--plain", "--no-legend", "kraud-*"]).out;
     assert!(failed.is_empty(), "{failed}");
 }
+
+#[test]
+fn t36_pods_are_stopped_in_order_at_a_shutdown_and_come_back_by_their_policy() {
+    if std::env::var("KRAUD_FULL").is_ok_and(|full| full != "1") {
+        println!("skipped: a boot of its own; runs under --full");
+        return;
+    }
+    busybox();
+    let _clean = CleanUp::containers(&["t36-orderly", "t36-once"]);
+    let _ = docker(&["volume", "rm", "-f", "t36"]);
+    let script =
+        "trap 'echo told >> /data/log; sync; exit 0' TERM; echo up >> /data/log; sync; while :; do sleep 1; done";
+    for (name, policy) in [("t36-orderly", "unless-stopped"), ("t36-once", "no")] {
+        let volume = if name == "t36-orderly" { "t36:/data" } else { "t36-once:/data" };
+        let _ =
+            docker(&["run", "-d", "--name", name, "--restart", policy, "-v", volume, "busybox", "sh", "-c", script])
+                .ok();
+    }
+    let _ = qemu_tests::appliance(&["stop"]).ok();
+    let _ = qemu_tests::appliance(&["start", "--detach"]).ok();
+    wait_for("the container with a restart policy", || {
+        let said = docker(&["exec", "t36-orderly", "cat", "/data/log"]);
+        if said.out == "up\ntold\nup\n" { Ok(()) } else { Err(format!("{} {}", said.out, said.err)) }
+    });
+    let once = docker(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "t36-once"]).ok();
+    assert_eq!(once, "exited 0\n", "it was not asked to stop, or came back");
+    let _ = docker(&["rm", "-f", "t36-orderly", "t36-once"]).ok();
+    let _ = docker(&["volume", "rm", "t36", "t36-once"]).ok();
+}

@@ -26,7 +26,7 @@ use zone::{ErrorKind, Resource, paths};
 const READY: Duration = Duration::from_secs(10);
 
 /// What the driver `local` takes.
-const LOCAL_OPTIONS: [&str; 4] = ["device", "o", "size", "type"];
+const LOCAL_OPTIONS: [&str; 5] = ["device", "o", "size", "snapshots", "type"];
 
 /// The routes of volumes.
 pub fn routes() -> Router<Arc<App>> {
@@ -156,7 +156,10 @@ async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) ->
     let of_volume = |failure: Failure| Failure { message: format!("create {name}: {}", failure.message), ..failure };
     check_driver(&driver).map_err(of_volume)?;
     names::volume_name(&name)?;
-    let options = request.driver_opts.unwrap_or_default();
+    let mut options = request.driver_opts.unwrap_or_default();
+    if let Some(snapshot) = options.remove("rollback") {
+        return rollback::rollback(&app, &name, &snapshot).await;
+    }
     if let Some(unknown) = options.keys().find(|o| driver == "local" && !LOCAL_OPTIONS.contains(&o.as_str())) {
         return Err(Failure::invalid(format!("create {name}: invalid option: \"{unknown}\"")));
     }
@@ -170,7 +173,7 @@ async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) ->
         }
         labels.insert(crate::project::LABEL.into(), project.into());
     }
-    let spec = VolumeSpec { driver, options, labels, anonymous };
+    let spec = VolumeSpec { driver, options, labels, anonymous, rollback: None };
     let volume = match app.store.client.create::<Volume>(&name, &spec).await {
         Ok(_) => ready(&app, &name).await?,
         // To create what is there already is no error, if it is the same.

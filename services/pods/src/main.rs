@@ -9,8 +9,8 @@
 
 mod agent;
 mod artefacts;
-mod beneath;
 mod belongs;
+mod beneath;
 mod disk;
 mod follow;
 mod launch;

@@ -93,6 +93,7 @@ fn volume(plan: &mut Plan, place: Place<'_>, mount: &MountRequest, target: Strin
                 options: config.options.unwrap_or_default(),
                 labels: options.labels.unwrap_or_default(),
                 anonymous: false,
+                rollback: None,
             };
             plan.named(place, name, spec, target, read_only, no_copy)?
         }
