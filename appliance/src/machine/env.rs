@@ -11,6 +11,8 @@ pub fn variables(dir: &StateDir, zone: &Zone) -> Vec<(&'static str, String)> {
     let mut out = vec![
         ("DOCKER_HOST", format!("tcp://{address}:{}", ports.docker)),
         ("DOCKER_TLS_VERIFY", "1".into()),
+        // The zone builds without BuildKit (docs/decisions/0041).
+        ("DOCKER_BUILDKIT", "0".into()),
         ("DOCKER_CERT_PATH", dir.client_dir().display().to_string()),
         ("KRAUD_WEB", format!("https://{address}:{}/", ports.web)),
         ("KRAUD_PAIRING_CODE", zone.pairing_code.clone().unwrap_or_default()),
