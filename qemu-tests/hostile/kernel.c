@@ -15,7 +15,7 @@ __asm__(".section .note.pvh, \"a\", @note\n"
         ".bss\n.align 16\n.skip 16384\nstack_end:\n.text\n");
 
 #define WINDOW(n) (0xd0000000u + (n) * 0x1000u)
-#define RINGS 0x1000000u // 16 MiB: far from the program
+#define RINGS 0x1000000u // 12 MiB: far from the program
 #define MEMORY (64u << 20)
 
 static inline void out8(u16 port, u8 value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
@@ -118,7 +118,7 @@ static void kicks(u32 at) {
 static void packet(u32 at, u16 *index, u32 from, u32 to, u16 op, u32 len, u32 data) {
   u32 base = ring(1);
   // The device looks away from a queue that claims more than it holds.
-  for (u32 spin = 0; spin < 2000000 && (u16)(*index - *(volatile u16 *)(base + 0x2002)) >= 30; spin++) __asm__ volatile("pause");
+  for (u32 spin = 0; spin < 20000000 && (u16)(*index - *(volatile u16 *)(base + 0x2002)) >= 30; spin++) {}
   u32 header = RINGS + 0x80000 + (*index % 32) * 64;
   set(header, 3), set(header + 4, 0), set(header + 8, 2), set(header + 12, 0);
   set(header + 16, from), set(header + 20, to), set(header + 24, len);
@@ -139,11 +139,11 @@ static void sockets(u32 at) {
   set_up(at, 1);
   for (u32 i = 0; i < 0x8000; i += 4) set(RINGS + 0x90000 + i, 0x78787878); // a line without an end
   packet(at, &index, 1000, 2, 1, 0, 0);
-  for (u32 i = 0; i < 200; i++) packet(at, &index, 1000, 2, 5, 0x8000, RINGS + 0x90000); // 6 MiB into the log
+  for (u32 i = 0; i < 60; i++) packet(at, &index, 1000, 2, 5, 0x8000, RINGS + 0x90000); // 2 MiB into the log
   for (u32 i = 0; i < 0x8000; i += 16) set(RINGS + 0x90000 + i, 0x0a787878);
-  for (u32 i = 0; i < 200; i++) packet(at, &index, 1000, 2, 5, 0x8000, RINGS + 0x90000);
-  for (u32 i = 0; i < 1200; i++) packet(at, &index, 2000 + i, dice(5), 1, 0, 0); // more connections than there are
-  for (u32 i = 0; i < 1200; i++) packet(at, &index, dice(4000), dice(5), dice(10), dice(70000), address());
+  for (u32 i = 0; i < 60; i++) packet(at, &index, 1000, 2, 5, 0x8000, RINGS + 0x90000);
+  for (u32 i = 0; i < 400; i++) packet(at, &index, 2000 + i, dice(5), 1, 0, 0); // more connections than there are
+  for (u32 i = 0; i < 400; i++) packet(at, &index, dice(4000), dice(5), dice(10), dice(70000), address());
 }
 
 static void ports(void) {
