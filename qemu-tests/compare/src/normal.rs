@@ -6,14 +6,16 @@
 use serde_json::{Map, Value};
 
 /// Numbers that depend on when and where.
-const NUMBERS: [&str; 17] = [
-    "Created",
-    "Pid",
-    "time",
-    "timeNano",
-    "mtime",
-    "MemTotal",
-    "NCPU",
+const NUMBERS: [&str; 9] =
+    ["Created", "Pid", "time", "timeNano", "mtime", "MemTotal", "NCPU", "PublicPort", "execDuration"];
+/// Numbers that may be zero here and not there.
+const SIZES: [&str; 14] = [
+    "Size",
+    "SizeRw",
+    "SizeRootFs",
+    "LayersSize",
+    "SpaceReclaimed",
+    "VirtualSize",
     "NFd",
     "NGoroutines",
     "NEventsListener",
@@ -22,11 +24,7 @@ const NUMBERS: [&str; 17] = [
     "ContainersRunning",
     "ContainersPaused",
     "ContainersStopped",
-    "PublicPort",
-    "execDuration",
 ];
-/// Numbers that may be zero here and not there.
-const SIZES: [&str; 6] = ["Size", "SizeRw", "SizeRootFs", "LayersSize", "SpaceReclaimed", "VirtualSize"];
 /// Lists whose order says nothing.
 const SETS: [&str; 8] = ["Mounts", "Ports", "Volumes", "Aliases", "DNSNames", "RepoTags", "ExecIDs", "Networks"];
 /// Addresses that the tables ask for stay as they are.
