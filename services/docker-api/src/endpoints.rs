@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Endpoints that this engine does not have at any version that it speaks: as Docker Engine without BuildKit, or of its version.
-const ABSENT: [&str; 3] = ["/session", "/grpc", "/images/x/attestations"];
+/// Endpoints that are newer than every version that this engine speaks.
+const ABSENT: [&str; 1] = ["/images/x/attestations"];
 
 fn head_of(socket: &Path, method: &str, path: &str) -> String {
     let mut connection = UnixStream::connect(socket).unwrap();

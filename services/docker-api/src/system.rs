@@ -1,4 +1,4 @@
-//! `_ping`, `version`, `info`, `auth`, `system/df`, and what this engine does not have: plugins, swarm, sessions.
+//! `_ping`, `version`, `info`, `auth`, `system/df`, and what this engine does not have: plugins, swarm.
 
 use crate::App;
 use crate::errors::{Failure, Result};
@@ -9,7 +9,7 @@ use crate::{containers, events, images, volumes};
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -32,9 +32,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/plugins/{*rest}", any(no_such_plugin))
         .route("/containers/{id}/attach/ws", get(no_websocket))
         .route("/containers/{id}/checkpoints", any(no_checkpoints))
-        .route("/containers/{id}/checkpoints/{*rest}", any(no_checkpoints))
-        .route("/session", any(no_buildkit))
-        .route("/grpc", any(no_buildkit));
+        .route("/containers/{id}/checkpoints/{*rest}", any(no_checkpoints));
     for path in ["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"] {
         routes = routes.route(path, any(not_in_swarm)).route(&format!("{path}/{{*rest}}"), any(not_in_swarm));
     }
@@ -87,12 +85,6 @@ pub fn no_swarm() -> Failure {
     Failure::unavailable(
         "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
     )
-}
-
-/// As an engine without BuildKit.
-async fn no_buildkit(body: Bytes) -> Response {
-    drop(body);
-    Failure::no_route()
 }
 
 async fn ping() -> impl IntoResponse {
