@@ -30,11 +30,19 @@ pub struct About<'a> {
 /// # Errors
 /// When a side has no sample.
 pub fn print(about: About<'_>, ours: &[f64], peer: &[f64]) -> Result<()> {
+    print_percentile(about, 50, ours, peer)
+}
+
+/// Prints this percentile of both sides, their ratio and all samples.
+///
+/// # Errors
+/// When a side has no sample.
+pub fn print_percentile(about: About<'_>, percent: usize, ours: &[f64], peer: &[f64]) -> Result<()> {
     let About { bench, metric, unit, peer: peer_name, payload, vcpus, memory_mib } = about;
     if ours.is_empty() || peer.is_empty() {
         bail!("{metric}: a side has no sample");
     }
-    let (our_median, peer_median) = (percentile(ours, 50), percentile(peer, 50));
+    let (our_median, peer_median) = (percentile(ours, percent), percentile(peer, percent));
     let ratio = our_median / peer_median;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's id")?;
     let line = json!({

@@ -25,6 +25,7 @@ mod seccomp;
 mod serial;
 mod slots;
 mod summon;
+mod template;
 mod vcpu;
 mod virtio;
 mod vm;
@@ -36,6 +37,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: kcradle run DIR [--strict] [--exit-status] [--pid-file FILE]
+       kcradle template DIR
        kcradle logs DIR
        kcradle plug DIR net TAP MAC [NIC] | disk FILE [ro]
        kcradle unplug DIR DEVICE
@@ -46,6 +48,7 @@ const USAGE: &str = "usage: kcradle run DIR [--strict] [--exit-status] [--pid-fi
 enum Command {
     Run(run::Options),
     Summon(summon::args::Options),
+    Template { dir: PathBuf },
     Logs { dir: PathBuf },
     Plug { dir: PathBuf, what: plug::What },
     Unplug { dir: PathBuf, device: String },
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
             Ok(0)
         }
         Ok(Command::Run(options)) => run::run(&options),
+        Ok(Command::Template { dir }) => template::make::make(&dir).map(|()| 0),
         Ok(Command::Summon(options)) => summon::summon(&options).map(|()| 0),
         Ok(Command::Logs { dir }) => logs::logs(&dir, std::io::stdout().lock(), std::io::stderr().lock()).map(|()| 0),
         Ok(Command::Plug { dir, what }) => plug::plug(&dir, &what).map(|answer| {
@@ -93,6 +97,10 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
     match verb.to_str() {
         Some("run") => parse_run(args),
         Some("summon") => summon::args::parse(args).map(Command::Summon),
+        Some("template") => {
+            let dir = args.next().ok_or("template needs the bundle's directory")?.into();
+            end(args, "template").map(|()| Command::Template { dir })
+        }
         Some("logs") => {
             let dir = args.next().ok_or("logs needs the bundle's directory")?.into();
             end(args, "logs").map(|()| Command::Logs { dir })

@@ -9,6 +9,7 @@
 use anyhow::{Context, Result};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
 /// The guest's memory as the devices see it.
@@ -59,6 +60,27 @@ fn advise_huge(mem: &Mem) {
         let Ok(pointer) = region.get_host_address(vm_memory::MemoryRegionAddress(0)) else { continue };
         // SAFETY: the range is exactly this region's own mapping, which lives as long as `mem`; the advice changes no content.
         unsafe { libc::madvise(pointer.cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
+    }
+}
+
+/// Puts a file's content in place of a part of the memory, at the same offset as in the file, privately: what is written stays
+/// in this process, what is not is the page cache's own page.
+///
+/// # Errors
+/// When the part is not within one region, or the host refuses.
+pub fn map_file(mem: &Mem, file: &File, start: GuestAddress, len: usize) -> Result<()> {
+    let (region, offset) = mem.to_region_addr(start).context("the part is outside of the memory")?;
+    anyhow::ensure!(offset.0 + len as u64 <= region.len(), "the part is outside of the memory");
+    let place = region.get_host_address(offset).context("guest memory has no address")?;
+    let (protection, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE);
+    // SAFETY: `place` and `len` are within the region's own mapping, which lives as long as `mem`, is private and anonymous, and
+    // keeps its protection; the new one is taken away with it.
+    let mapped = unsafe { libc::mmap(place.cast(), len, protection, flags, file.as_raw_fd(), start.0 as libc::off_t) };
+    if mapped == libc::MAP_FAILED {
+        Err(std::io::Error::last_os_error()).context("cannot map the file")
+    } else {
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use crate::say;
 use crate::seccomp::{self, Role};
 use crate::serial::{self, Serial};
 use crate::slots::SpareSlot;
+use crate::template::{self, Template};
 use crate::vcpu::{self, End};
 use crate::virtio::block::{self, Block, extents::Extents};
 use crate::virtio::fs::{self, Fs};
@@ -34,6 +35,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex};
 use zone::bundle::Bundle;
+use zone::template::SLOTS;
 
 const FIRST_LINE: u32 = 5;
 const LINES: u32 = boot::mptable::LINES as u32 - FIRST_LINE;
@@ -72,8 +74,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<u8> {
     allow_descriptors();
     let (bundle, names) = bundle::load(&options.dir)?;
-    let machine = Machine::new(&bundle, &names)?;
-    let entry = machine.load(&bundle, &names)?;
+    let spec = read_spec(&bundle, &names)?;
+    let template = template_of(&bundle, &names, &spec);
+    let machine = Machine::new(&bundle, &names, template)?;
+    let entry = machine.load(&bundle, &names, spec)?;
     if let Some(path) = &options.pid_file {
         std::fs::write(path, format!("{}\n", std::process::id()))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -87,6 +91,32 @@ pub fn run(options: &Options) -> Result<u8> {
         }
     }
     machine.start(bundle.vcpus, entry, options.exit_status)
+}
+
+fn read_spec(bundle: &Bundle, names: &bundle::Names) -> Result<Vec<u8>> {
+    let mut spec = Vec::new();
+    let file = names.open(&bundle.guest_spec, false)?;
+    file.take(MAX_SPEC_BYTES + 1).read_to_end(&mut spec).context("cannot read the guest's specification")?;
+    anyhow::ensure!(
+        spec.len() as u64 <= MAX_SPEC_BYTES,
+        "the guest's specification is larger than {MAX_SPEC_BYTES} bytes"
+    );
+    Ok(spec)
+}
+
+/// The bundle's template; none when there is none, or none that can be used: booting always works.
+fn template_of(bundle: &Bundle, names: &bundle::Names, spec: &[u8]) -> Option<Template> {
+    // Sockets, random bytes and the balloon have slots, too.
+    let devices = 3 + bundle.disks.len() + bundle.nets.len() + bundle.shares.len() + usize::from(bundle.spare_slots);
+    let dir = bundle.template.as_ref().filter(|_| template::fits(bundle, devices, spec))?;
+    match Template::open(&names.path(dir)) {
+        Ok(template) if template.bytes() == u64::from(bundle.memory_mib) << 20 => Some(template),
+        Ok(_) => None,
+        Err(error) => {
+            say(&format!("{error:#}; the guest is booted instead"));
+            None
+        }
+    }
 }
 
 /// Everything, before the first instruction.
@@ -105,6 +135,7 @@ struct Machine {
     serial: Option<Mutex<Serial>>,
     control: Option<OwnedFd>,
     spare: Vec<SpareSlot>,
+    template: Option<Template>,
 }
 
 /// Puts devices on the bus, one after the other.
@@ -131,7 +162,7 @@ impl Builder<'_> {
 }
 
 impl Machine {
-    fn new(bundle: &Bundle, names: &bundle::Names) -> Result<Self> {
+    fn new(bundle: &Bundle, names: &bundle::Names, template: Option<Template>) -> Result<Self> {
         let log = match &bundle.log {
             Some(log) => {
                 let [first, second] = &log.files;
@@ -140,7 +171,11 @@ impl Machine {
             None => None,
         };
         let listener = names.listen(&bundle.agent)?;
-        let mem = Arc::new(memory::create(u64::from(bundle.memory_mib) << 20, !bundle.shares.is_empty())?);
+        let (bytes, shared) = (u64::from(bundle.memory_mib) << 20, !bundle.shares.is_empty());
+        let mem = Arc::new(match &template {
+            Some(template) => template.memory(bytes, shared)?,
+            None => memory::create(bytes, shared)?,
+        });
         let vm = Vm::new(names.kvm(bundle.kvm.as_deref())?, &mem)?;
         let mut builder = Builder { vm: &vm, mem: &mem, lines: Vec::new(), devices: Vec::new() };
 
@@ -167,8 +202,12 @@ impl Machine {
             shares.push(Fs::new(builder.add(identity)?, mem.clone(), daemon, &share.tag));
         }
         let (mut lines, devices) = (builder.lines, builder.devices);
-        // One more, for the balloon.
-        let spare: Vec<SpareSlot> = (0..=bundle.spare_slots).map(|_| SpareSlot::default()).collect();
+        let spare = match &template {
+            Some(_) => SLOTS - devices.len(),
+            // One more, for the balloon.
+            None => usize::from(bundle.spare_slots) + 1,
+        };
+        let spare: Vec<SpareSlot> = (0..spare).map(|_| SpareSlot::default()).collect();
         lines.extend((devices.len()..devices.len() + spare.len()).map(line_of));
         let control = bundle.control.as_ref().map(|name| names.listen_for_control(name)).transpose()?;
         let serial = match &bundle.console {
@@ -190,20 +229,16 @@ impl Machine {
             serial,
             control,
             spare,
+            template,
         })
     }
 
-    fn load(&self, bundle: &Bundle, names: &bundle::Names) -> Result<u64> {
-        let mut spec = Vec::new();
-        names
-            .open(&bundle.guest_spec, false)?
-            .take(MAX_SPEC_BYTES + 1)
-            .read_to_end(&mut spec)
-            .context("cannot read the guest's specification")?;
-        anyhow::ensure!(
-            spec.len() as u64 <= MAX_SPEC_BYTES,
-            "the guest's specification is larger than {MAX_SPEC_BYTES} bytes"
-        );
+    /// Puts kernel and spec where the guest finds them; gives the first instruction's address, none for one that goes on.
+    fn load(&self, bundle: &Bundle, names: &bundle::Names, spec: Vec<u8>) -> Result<Option<u64>> {
+        if let Some(template) = &self.template {
+            template.tell(&self.mem, spec, self.devices.len())?;
+            return Ok(None);
+        }
         let mut parts = Parts {
             kernel: &mut names.open(&bundle.kernel, false)?,
             initramfs: &mut names.open(&bundle.initramfs, false)?,
@@ -212,11 +247,11 @@ impl Machine {
             vcpus: bundle.vcpus,
             memory: u64::from(bundle.memory_mib) << 20,
         };
-        boot::load(&self.mem, &mut parts)
+        boot::load(&self.mem, &mut parts).map(Some)
     }
 
     /// Starts the threads, and is the main one until the guest ends.
-    fn start(self, vcpus: u8, entry: u64, exit_status: bool) -> Result<u8> {
+    fn start(self, vcpus: u8, entry: Option<u64>, exit_status: bool) -> Result<u8> {
         let Self { mem, vm, devices, mut vsock, vsock_slot, rng, rng_slot, disks, nets, mut shares, .. } = self;
         let end = End::new().context("cannot make event descriptors")?;
         let mut epoll = Epoll::new().context("cannot make an epoll set")?;
@@ -239,8 +274,13 @@ impl Machine {
         for id in 0..vcpus {
             let cpu = vm.fd.create_vcpu(u64::from(id)).with_context(|| format!("KVM cannot create vCPU {id}"))?;
             cpu::set_cpuid(&cpu, &supported, id, vcpus)?;
-            if id == 0 {
-                cpu::set_entry(&cpu, entry)?;
+            match (&self.template, entry) {
+                (Some(template), _) => {
+                    template.state().set(&vm.fd, &cpu).context("cannot go on from the template")?;
+                    template.mapped().for_each(|(start, len)| Vm::map_early(&cpu, start, len));
+                }
+                (None, Some(entry)) if id == 0 => cpu::set_entry(&cpu, entry)?,
+                (None, _) => {}
             }
             cpus.push((id, cpu));
         }

@@ -10,6 +10,7 @@ use crate::net;
 use crate::platform::Platform;
 use crate::program::other;
 use crate::rootfs::Rootfs;
+use crate::template;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change, mount_move};
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,10 +44,12 @@ pub struct BootError {
 pub fn boot(platform: Platform) -> Result<Arc<Agent>, BootError> {
     let fail = |what: &str, source: io::Error| BootError { what: what.to_owned(), platform: platform.clone(), source };
     mount_basics(&platform).map_err(|e| fail("cannot mount the kernel's file systems", e))?;
-    let spec = read_spec(&platform).map_err(|e| fail("cannot read the spec of the pod", e))?;
-    let log = Log::new(spec.run, connect_log(&platform));
-    set_clock(&platform, &spec);
+    let template = platform.is_guest() && template::is_wanted();
     let hierarchy = cgroup::mount_hierarchy(&platform.base().join("cgroup"));
+    let spec = if template { spec_of_orders() } else { read_spec(&platform) };
+    let spec = spec.map_err(|e| fail("cannot read the spec of the pod", e))?;
+    let log = Log::new(spec.run, connect_log(&platform));
+    set_clock(&platform, &spec, if template { 0 } else { CLOCK_TOLERANCE_NS });
     let mut containers = BTreeMap::new();
     for (index, wanted) in spec.containers.iter().enumerate() {
         match prepare(&platform, &spec, wanted, index, hierarchy.as_deref()) {
@@ -155,6 +158,13 @@ fn read_spec(platform: &Platform) -> io::Result<GuestSpec> {
     Ok(serde_json::from_slice(&fs::read(platform.spec_file())?)?)
 }
 
+/// From here on this is one of the template's guests.
+fn spec_of_orders() -> io::Result<GuestSpec> {
+    let orders = template::orders()?;
+    template::become_one(&orders);
+    Ok(serde_json::from_slice(&orders.spec)?)
+}
+
 fn connect_log(platform: &Platform) -> Option<crate::platform::Stream> {
     platform
         .connect(LOG_PORT)
@@ -162,9 +172,9 @@ fn connect_log(platform: &Platform) -> Option<crate::platform::Stream> {
         .ok()
 }
 
-fn set_clock(platform: &Platform, spec: &GuestSpec) {
+fn set_clock(platform: &Platform, spec: &GuestSpec, tolerance: u64) {
     let (now, told) = (now_ns(), spec.now_ns);
-    if !platform.is_guest() || told == 0 || (told..told + CLOCK_TOLERANCE_NS).contains(&now) {
+    if !platform.is_guest() || told == 0 || (told..told + tolerance).contains(&now) {
         return;
     }
     let nanoseconds = |part: u64| i64::try_from(part).unwrap_or(0);

@@ -14,6 +14,14 @@ use zone::control::{Appeared, Found};
 const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
 const DEVICES: &str = "/sys/bus/platform/devices";
 
+/// Binds the driver to the device in a slot, at the start of a guest that was made ready with empty slots.
+///
+/// # Errors
+/// When the driver refuses it.
+pub fn bind(slot: u8) -> io::Result<()> {
+    fs::write(Path::new(DRIVER).join("bind"), format!("virtio-mmio.{slot}"))
+}
+
 /// `POST /v1/devices`: the monitor has plugged a device.
 pub fn appeared(wanted: &Appeared) -> Result<Answer, Refusal> {
     let place = place(&wanted.device)?;

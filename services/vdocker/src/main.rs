@@ -41,6 +41,7 @@ mod rootfs;
 mod signals;
 mod stats;
 mod sys;
+mod template;
 mod top;
 mod user;
 mod volumes;

@@ -9,7 +9,11 @@ pub fn ignore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+/// The error that the C library has left, when a call has failed.
+///
+/// # Errors
+/// When `result` is negative.
+pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 

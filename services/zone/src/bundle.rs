@@ -43,6 +43,10 @@ pub struct Bundle {
     /// Where the guest's log goes (vsock port 2 of the host, [`crate::log`]).
     #[serde(default)]
     pub log: Option<LogFiles>,
+    /// A directory that `kcradle template` has filled for this kernel, initramfs and memory: the guest goes on from there instead
+    /// of booting, where that is possible (one vCPU, no console, nothing added to the command line).
+    #[serde(default)]
+    pub template: Option<PathBuf>,
     /// Where the serial console's output goes; none = nowhere.
     #[serde(default)]
     pub console: Option<PathBuf>,

@@ -27,6 +27,7 @@ pub mod paths;
 pub mod pod;
 pub mod resource;
 pub mod service;
+pub mod template;
 pub mod time;
 pub mod volume;
 

@@ -114,6 +114,7 @@ fn bundle(options: &Options, kernel: PathBuf, initramfs: PathBuf, extents: Vec<E
         shares: Vec::new(),
         agent: "agent.sock".into(),
         log: Some(LogFiles { files: LOGS.map(Into::into), max_bytes: zone::log::DEFAULT_MAX_BYTES }),
+        template: None,
         console: options.console.then(|| "console.log".into()),
         control: None,
         spare_slots: 0,
