@@ -27,6 +27,7 @@ fn spec(desired: Desired, starts: u64) -> PodSpec {
         endpoints: Vec::new(),
         hostname: "h".into(),
         domainname: String::new(),
+        link_hosts: Vec::new(),
         extra_hosts: Vec::new(),
         dns: Vec::new(),
         dns_search: Vec::new(),

@@ -360,6 +360,7 @@ fn guest_container(spec: &ContainerSpec, image_disk: usize) -> GuestContainer {
         shm_size: spec.shm_size,
         memory_limit: spec.memory_limit,
         pids_limit: spec.pids_limit,
+        devices: spec.devices.clone(),
         mounts: Vec::new(),
     }
 }
@@ -382,7 +383,7 @@ fn guest(
     }
     let gateway = nics.first().map(|n| n.gateway.to_string());
     // Its own address and name the guest writes down itself.
-    for line in &spec.extra_hosts {
+    for line in spec.extra_hosts.iter().chain(&spec.link_hosts) {
         hosts.push(extra_host(line, gateway.as_deref())?);
     }
     let resolver = endpoints.first().and_then(|e| e.resolver).filter(Ipv4Addr::is_loopback);

@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use zone::guest::{GuestContainer, GuestSpec, Upper};
+use zone::pod::Device;
 
 const DEFAULT_SHM: u64 = 64 << 20;
 
@@ -75,6 +76,11 @@ impl Rootfs {
             rootfs.root.make_dir_all(Path::new(directory), 0o755).tried(|| format!("make {directory}"))?;
         }
         make_dev(&rootfs, container).tried(|| "make /dev".into())?;
+        for device in &container.devices {
+            add_device(&rootfs, device).tried(|| {
+                format!("error gathering device information while adding custom device \"{}\"", device.source)
+            })?;
+        }
         if !spec.files_only {
             write_files(&rootfs, spec, &base).tried(|| "write /etc/hosts, /etc/hostname, /etc/resolv.conf".into())?;
         }
@@ -172,6 +178,27 @@ fn make_dev(rootfs: &Rootfs, container: &GuestContainer) -> io::Result<()> {
         copy_devices(Path::new("/dev"), &proc_path(handle.as_fd()), 0);
     }
     Ok(())
+}
+
+/// A device that the container asked for, with the guest's own mode.
+fn add_device(rootfs: &Rootfs, device: &Device) -> io::Result<()> {
+    let meta = fs::metadata(&device.source)?;
+    let kind = meta.file_type();
+    let kind = match (kind.is_char_device(), kind.is_block_device()) {
+        (true, _) => FileType::CharacterDevice,
+        (_, true) => FileType::BlockDevice,
+        _ => return Err(io::Error::other("it is not a device")),
+    };
+    let target = Path::new(&device.target);
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+        return Err(io::Error::other("it has no place"));
+    };
+    let parent = rootfs.root.make_dir_all(parent, 0o755)?;
+    let place = proc_path(parent.as_fd()).join(name);
+    if fs::symlink_metadata(&place).is_ok() {
+        fs::remove_file(&place)?;
+    }
+    make_node(&place, kind, meta.mode() & 0o777, meta.rdev())
 }
 
 fn make_node(path: &Path, kind: FileType, mode: u32, device: u64) -> io::Result<()> {

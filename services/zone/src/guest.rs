@@ -1,7 +1,7 @@
 //! What the agent in a guest is told to do: the file `/spec.json` in its initramfs.
 
 use crate::ids::ContainerId;
-use crate::pod::Ulimit;
+use crate::pod::{Device, Ulimit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -155,6 +155,9 @@ pub struct GuestContainer {
     /// Process limit of its control group; 0 or less means none.
     #[serde(default)]
     pub pids_limit: i64,
+    /// Devices of the guest that it gets.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// Mounts, in order.
     #[serde(default)]
     pub mounts: Vec<GuestMount>,

@@ -116,6 +116,9 @@ pub struct PodSpec {
     /// Lines `NAME:IP` for the guest's /etc/hosts.
     #[serde(default)]
     pub extra_hosts: Vec<String>,
+    /// Lines like them of the containers that it is linked to, written anew at each request to start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub link_hosts: Vec<String>,
     /// Name servers asked instead of the network's own.
     #[serde(default)]
     pub dns: Vec<String>,
@@ -195,6 +198,9 @@ pub struct ContainerSpec {
     /// How many processes at most; 0 means no limit.
     #[serde(default)]
     pub pids_limit: i64,
+    /// Devices of the guest that it gets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
     /// What is mounted into it.
     #[serde(default)]
     pub mounts: Vec<Mount>,
@@ -219,6 +225,15 @@ pub struct Ulimit {
     pub soft: i64,
     /// The hard limit.
     pub hard: i64,
+}
+
+/// A device of the guest's that a container gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its path in the guest, below /dev.
+    pub source: String,
+    /// Its path in the container.
+    pub target: String,
 }
 
 /// Something mounted into a container.

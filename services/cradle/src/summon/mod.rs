@@ -88,6 +88,7 @@ fn spec(id: &str, start: Start) -> GuestSpec {
         shm_size: 0,
         memory_limit: 0,
         pids_limit: 0,
+        devices: Vec::new(),
         mounts: Vec::new(),
     };
     GuestSpec {

@@ -34,14 +34,14 @@ const AGENT: Duration = Duration::from_secs(20);
 
 /// What a client attaches to.
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
-    stdin: bool,
+pub(super) struct Wanted {
+    pub(super) stdin: bool,
     stdout: bool,
     stderr: bool,
     /// What was written before, too.
     logs: bool,
     /// What is written from now on.
-    stream: bool,
+    pub(super) stream: bool,
 }
 
 /// `POST /containers/{id}/attach`.
@@ -56,27 +56,8 @@ pub async fn attach(
     mut request: Request,
 ) -> Result<Response> {
     let container = app.store.world().container(&id)?;
-    if container.state() == "paused" {
-        return Err(Failure::conflict(format!(
-            "container {} is paused, unpause the container before attach",
-            container.id()
-        )));
-    }
-    let wanted = Wanted {
-        stdin: params.flag("stdin") && container.spec().open_stdin,
-        stdout: params.flag("stdout"),
-        stderr: params.flag("stderr"),
-        logs: params.flag("logs"),
-        stream: params.flag("stream"),
-    };
     let framing = Framing::of(container.spec().tty);
-    // The place in the log is taken before the answer: what the client starts afterwards is all new.
-    let baseline = Baseline::of(&container);
-    let follower =
-        Follower::new(container.id().clone(), app.log_files(&container), !wanted.logs, app.store.subscribe())
-            .await
-            .map_err(|e| Failure::internal(format!("cannot read the log of {}: {e}", container.id())))?;
-    app.events.send(Message::container(container.spec(), "attach", &[]));
+    let Attached { wanted, baseline, follower } = prepare(&app, &container, &params).await?;
     let (sender, mut receiver) = mpsc::channel::<Result<Bytes, io::Error>>(64);
     let output = output(follower, baseline, wanted, framing, sender);
     let Some(upgrade) = streams::upgrade_of(&mut request) else {
@@ -107,12 +88,45 @@ pub async fn attach(
     Ok(streams::switching(framing.content_type(version)))
 }
 
+/// What a client is attached to, from the moment of its request.
+pub(super) struct Attached {
+    pub(super) wanted: Wanted,
+    pub(super) baseline: Baseline,
+    pub(super) follower: Follower,
+}
+
+/// Takes the place in the log before the answer: what the client starts afterwards is all new.
+///
+/// # Errors
+/// 409 when it is paused.
+pub(super) async fn prepare(app: &App, container: &Container, params: &Params) -> Result<Attached> {
+    if container.state() == "paused" {
+        return Err(Failure::conflict(format!(
+            "container {} is paused, unpause the container before attach",
+            container.id()
+        )));
+    }
+    let wanted = Wanted {
+        stdin: params.flag("stdin") && container.spec().open_stdin,
+        stdout: params.flag("stdout"),
+        stderr: params.flag("stderr"),
+        logs: params.flag("logs"),
+        stream: params.flag("stream"),
+    };
+    let baseline = Baseline::of(container);
+    let follower = Follower::new(container.id().clone(), app.log_files(container), !wanted.logs, app.store.subscribe())
+        .await
+        .map_err(|e| Failure::internal(format!("cannot read the log of {}: {e}", container.id())))?;
+    app.events.send(Message::container(container.spec(), "attach", &[]));
+    Ok(Attached { wanted, baseline, follower })
+}
+
 async fn drain(mut reader: impl AsyncRead + Unpin) -> io::Result<u64> {
     tokio::io::copy(&mut reader, &mut tokio::io::sink()).await
 }
 
 /// Sends output until the run is over or nobody reads it.
-async fn output(
+pub(super) async fn output(
     mut follower: Follower,
     baseline: Baseline,
     wanted: Wanted,
@@ -168,7 +182,7 @@ async fn send_output(
 }
 
 /// Brings the client's input to the container, from when it runs.
-async fn input(app: &App, container: &Container, baseline: Baseline, mut reader: impl AsyncRead + Unpin) {
+pub(super) async fn input(app: &App, container: &Container, baseline: Baseline, mut reader: impl AsyncRead + Unpin) {
     let Some(mut agent) = connect(app, container, baseline).await else {
         let _ = drain(reader).await;
         return;

@@ -46,6 +46,16 @@ pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
         return Err(Failure::invalid("can't create 'AutoRemove' container with restart policy"));
     }
     network_mode(host.network_mode.as_deref().unwrap_or_default())?;
+    if host.network_mode.as_deref() == Some("host") {
+        warnings.push(
+            "a container is a microVM: with --network host each port that it exposes (EXPOSE, --expose) is published under its own \
+             number on the zone's addresses; other ports stay inside"
+                .into(),
+        );
+        if host.port_bindings.as_ref().is_some_and(|p| !p.is_empty()) {
+            warnings.push("Published ports are discarded when using host network mode".into());
+        }
+    }
     runtime(host.runtime.as_deref().unwrap_or_default())?;
     for (what, mode) in [("pid", &host.pid_mode), ("ipc", &host.ipc_mode)] {
         match mode.as_deref().unwrap_or_default() {
@@ -54,26 +64,12 @@ pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
                     "sharing the {what} namespace of another container is not supported yet"
                 )));
             }
-            "host" if what == "pid" => {
-                return Err(Failure::invalid(
-                    "the host's processes cannot be seen from a container: it is a microVM with a kernel of its own",
-                ));
-            }
             "host" => warnings.push(format!("{what}=host means the microVM's own, not the host's")),
             _ => {}
         }
     }
     if host.uts_mode.as_deref() == Some("host") {
         warnings.push("uts=host means the microVM's own, not the host's".into());
-    }
-    if host.devices.as_ref().is_some_and(|d| !d.is_empty()) {
-        return Err(Failure::invalid("devices of the host cannot be given to a container: it is a microVM"));
-    }
-    if host.device_requests.as_ref().is_some_and(|d| !d.is_empty()) {
-        return Err(Failure::invalid("could not select device driver: this engine passes no devices to containers"));
-    }
-    if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
-        return Err(Failure::invalid("links are not supported; put the containers on one network and use their names"));
     }
     for option in host.security_opt.iter().flatten() {
         if !option.starts_with("no-new-privileges") {
@@ -103,11 +99,6 @@ fn memory(host: &HostConfig) -> Result<()> {
 }
 
 fn network_mode(mode: &str) -> Result<()> {
-    if mode == "host" {
-        return Err(Failure::invalid(
-            "the network mode \"host\" is not supported: a container is a microVM; publish its ports instead (-p)",
-        ));
-    }
     if mode.starts_with("container:") {
         return Err(Failure::invalid("sharing another container's network (\"container:\") is not supported yet"));
     }
@@ -295,6 +286,18 @@ pub fn ports(host: &HostConfig, exposed: &BTreeSet<String>) -> Result<Vec<Publis
     Ok(ports)
 }
 
+/// Every exposed port under its own number (`--network host`).
+///
+/// # Errors
+/// 400 for what is no port.
+pub fn own_ports(exposed: &BTreeSet<String>) -> Result<Vec<PublishedPort>> {
+    let own = |text: &String| {
+        let (port, protocol) = parse_port(text)?;
+        Ok(PublishedPort { protocol, container_port: port, host_ip: None, host_port: Some(port) })
+    };
+    exposed.iter().map(own).collect()
+}
+
 /// `80/tcp` or `80`.
 fn parse_port(text: &str) -> Result<(u16, Protocol)> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
@@ -350,11 +353,9 @@ mod tests {
             (json!({"NanoCpus": 1, "CpuPeriod": 2}), "Conflicting options"),
             (json!({"AutoRemove": true, "RestartPolicy": {"Name": "always"}}), "AutoRemove"),
             (json!({"RestartPolicy": {"Name": "sometimes"}}), "unknown policy 'sometimes'"),
-            (json!({"NetworkMode": "host"}), "not supported"),
             (json!({"NetworkMode": "container:x"}), "not supported yet"),
             (json!({"Runtime": "nvidia"}), "runtime name: nvidia"),
             (json!({"LogConfig": {"Type": "syslog"}}), "no log driver named 'syslog'"),
-            (json!({"Devices": [{}]}), "microVM"),
         ] {
             let failure = host_config(&host(config.clone())).unwrap_err();
             assert!(failure.status == 400 && failure.message.contains(part), "{config}: {failure}");

@@ -4,7 +4,7 @@
 
 use super::merge::{self, Merged};
 use super::request::{Create, EndpointConfig, HostConfig};
-use super::{checks, mounts};
+use super::{checks, mounts, options};
 use crate::errors::{Failure, Result};
 use crate::filters::Params;
 use crate::state::World;
@@ -49,6 +49,7 @@ pub async fn create(
     let wanted_name = params.get("name").map(names::container_name).transpose()?;
     let host = request.host_config.clone().unwrap_or_default();
     let mut warnings = checks::host_config(&host)?;
+    warnings.extend(options::check(&request, &host)?);
     if raw["Healthcheck"]["Test"].as_array().is_some_and(|t| t.first().is_some_and(|w| w != "NONE")) {
         warnings.push("health checks are not run yet".into());
     }
@@ -190,6 +191,7 @@ impl Draft<'_> {
             hostname,
             domainname: self.request.domainname.clone().unwrap_or_default(),
             extra_hosts: self.host.extra_hosts.clone().unwrap_or_default(),
+            link_hosts: Vec::new(),
             dns: self.host.dns.clone().unwrap_or_default(),
             dns_search: self.host.dns_search.clone().unwrap_or_default(),
             dns_options: self.host.dns_options.clone().unwrap_or_default(),
@@ -213,7 +215,12 @@ impl Draft<'_> {
         let (request, host, merged) = (self.request, self.host, self.merged);
         let positive = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
         let mut docker = merge::config_json(self.raw, merged, hostname);
-        docker.insert("HostConfig".into(), merge::host_config_json(&self.raw["HostConfig"]));
+        let mut host_config = merge::host_config_json(&self.raw["HostConfig"]);
+        let links = options::links(self.world, host, &self.name)?;
+        if !links.is_empty() {
+            host_config["Links"] = links.into_iter().map(Value::from).collect();
+        }
+        docker.insert("HostConfig".into(), host_config);
         docker.insert("NetworkingConfig".into(), self.raw["NetworkingConfig"].clone());
         Ok(ContainerSpec {
             id: id.clone(),
@@ -240,6 +247,7 @@ impl Draft<'_> {
             shm_size: positive(host.shm_size),
             memory_limit: positive(host.memory),
             pids_limit: host.pids_limit.unwrap_or_default().max(0),
+            devices: options::devices(host)?,
             mounts,
             rootfs_size: checks::rootfs_size(host)?,
             log_max_bytes: checks::log_max_bytes(host)?,
@@ -252,14 +260,16 @@ impl Draft<'_> {
         let configs =
             self.request.networking_config.as_ref().and_then(|n| n.endpoints_config.clone()).unwrap_or_default();
         let mode = match self.host.network_mode.as_deref() {
-            None | Some("" | "default") => DEFAULT_NETWORK,
+            // "host": a place on the default network, with every port published under its own number.
+            None | Some("" | "default" | "host") => DEFAULT_NETWORK,
             Some("none") => return Ok(Vec::new()),
             Some(mode) => mode,
         };
         let first = networks::find_for_container(self.world, mode)?;
         let mut wanted = vec![(first, EndpointConfig::default())];
         for (key, config) in configs {
-            let key = if key == "default" { DEFAULT_NETWORK } else { key.as_str() };
+            let host = self.host.network_mode.as_deref() == Some("host") && key == "host";
+            let key = if key == "default" || host { DEFAULT_NETWORK } else { key.as_str() };
             let network = networks::find_for_container(self.world, key)?;
             let config = config.unwrap_or_default();
             match wanted.iter_mut().find(|(n, _)| n.meta.name == network.meta.name) {
@@ -267,7 +277,11 @@ impl Draft<'_> {
                 None => wanted.push((network, config)),
             }
         }
-        let mut ports = checks::ports(self.host, &self.merged.exposed)?;
+        let host_mode = self.host.network_mode.as_deref() == Some("host");
+        let mut ports = match host_mode {
+            true => checks::own_ports(&self.merged.exposed)?,
+            false => checks::ports(self.host, &self.merged.exposed)?,
+        };
         let mut endpoints = Vec::new();
         for (index, (network, mut config)) in wanted.into_iter().enumerate() {
             if index == 0 && config.mac_address.is_none() {

@@ -32,8 +32,7 @@ pub async fn inspect(
     let container = world.container(&id)?;
     let mut answer = describe(&app, &world, &container);
     if params.flag("size") {
-        answer["SizeRw"] = json!(0);
-        answer["SizeRootFs"] = json!(world.images.get(container.spec().image.as_str()).map_or(0, |i| i.status.size));
+        super::size::fill(&app, &world, &container, &mut answer);
     }
     fit(Answer::Container, version, &mut answer);
     older(version, &container, &mut answer);
@@ -195,7 +194,10 @@ pub fn endpoints<'a>(
 ) -> impl Iterator<Item = (String, &'a Arc<Resource<Endpoint>>)> {
     container.pod.spec.endpoints.iter().filter_map(|id| world.endpoints.get(id.as_str())).map(|endpoint| {
         let network = &endpoint.spec.network;
-        let name = world.networks.get(network.as_str()).map_or_else(|| network.to_string(), |n| n.spec.name.clone());
+        let name = match container.spec().docker["HostConfig"]["NetworkMode"].as_str() {
+            Some("host") => "host".to_owned(),
+            _ => world.networks.get(network.as_str()).map_or_else(|| network.to_string(), |n| n.spec.name.clone()),
+        };
         (name, endpoint)
     })
 }

@@ -52,9 +52,11 @@ pub async fn start_one(app: &App, container: &Container) -> Result<()> {
         return Err(Failure::not_modified());
     }
     let before = container.status().started_ns;
+    let links = super::options::link_lines(&app.store.world(), container)?;
     let written = app
         .store
         .modify_spec::<Pod>(&container.pod.meta.name, |spec| {
+            spec.link_hosts.clone_from(&links);
             spec.desired = Desired::Running;
             spec.starts += 1;
             true
@@ -320,7 +322,8 @@ const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 
 /// A signal's number from `9`, `KILL` or `SIGKILL` (signal(7), x86).
-fn signal_number(signal: &str) -> Option<u32> {
+#[must_use]
+pub fn signal_number(signal: &str) -> Option<u32> {
     const NAMES: [&str; 31] = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
         "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",

@@ -70,6 +70,9 @@ pub async fn list(State(app): State<Arc<App>>, version: ApiVersion, params: Para
     let size = params.flag("size");
     let one = |container: &Container| {
         let mut summary = summary(&world, container, size);
+        if size {
+            super::size::fill(&app, &world, container, &mut summary);
+        }
         fit(Answer::ContainerSummary, version, &mut summary);
         summary
     };

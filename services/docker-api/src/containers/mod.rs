@@ -13,12 +13,15 @@ mod logs;
 mod merge;
 mod mount_entry;
 pub mod mounts;
+mod options;
 mod remove;
 pub mod request;
+mod size;
 mod stats;
 mod tmpfs;
 mod update;
 mod wait;
+mod websocket;
 
 pub use exec::KnownExec;
 pub use inspect::short_endpoint;
@@ -48,6 +51,7 @@ pub fn routes(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/containers/{id}/unpause", post(lifecycle::unpause))
         .route("/containers/{id}/wait", post(wait::wait))
         .route("/containers/{id}/attach", post(attach::attach))
+        .route("/containers/{id}/attach/ws", get(websocket::attach))
         .route("/containers/{id}/resize", post(attach::resize))
         .route("/containers/{id}/logs", get(logs::logs))
         .route("/containers/{id}/stats", get(stats::stats))

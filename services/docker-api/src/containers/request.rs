@@ -101,6 +101,11 @@ pub struct HostConfig {
     pub ipc_mode: Option<String>,
     #[serde(rename = "UTSMode")]
     pub uts_mode: Option<String>,
+    pub userns_mode: Option<String>,
+    pub cgroupns_mode: Option<String>,
+    pub cgroup_parent: Option<String>,
+    pub oom_score_adj: Option<i64>,
+    pub device_cgroup_rules: Option<Vec<String>>,
     pub devices: Option<Vec<Value>>,
     pub device_requests: Option<Vec<Value>>,
 }

@@ -40,6 +40,7 @@ impl Zone {
             endpoints: Vec::new(),
             hostname: String::new(),
             domainname: String::new(),
+            link_hosts: Vec::new(),
             extra_hosts: Vec::new(),
             dns: Vec::new(),
             dns_search: Vec::new(),
