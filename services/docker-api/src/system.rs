@@ -7,7 +7,7 @@ use crate::filters::Params;
 use crate::version::{ApiVersion, ENGINE, MAX, MIN};
 use crate::{containers, events, images, volumes};
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
@@ -30,7 +30,6 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/plugins/pull", any(no_plugin_installation))
         .route("/plugins/create", any(no_plugin_installation))
         .route("/plugins/{*rest}", any(no_such_plugin))
-        .route("/containers/{id}/attach/ws", get(no_websocket))
         .route("/containers/{id}/checkpoints", any(no_checkpoints))
         .route("/containers/{id}/checkpoints/{*rest}", any(no_checkpoints));
     for path in ["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"] {
@@ -64,12 +63,6 @@ async fn no_plugin_installation(body: Bytes) -> Failure {
     Failure::not_implemented(
         "this engine takes no plugins: volumes, networks and logs have the drivers that `docker info` shows",
     )
-}
-
-async fn no_websocket(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<()> {
-    let container = app.store.world().container(&id)?;
-    let why = "attach by websocket is not served; use POST attach with Upgrade: tcp";
-    Err(Failure::not_implemented(format!("{why} for container {}", container.id())))
 }
 
 async fn no_checkpoints(body: Bytes) -> Failure {

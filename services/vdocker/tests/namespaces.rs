@@ -331,3 +331,30 @@ fn a_disk_that_is_not_there_is_named() {
     let message = records[0]["failed"]["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("mount the volume's disk /dev/vdh for /v"), "{records:?}");
 }
+
+#[test]
+fn parts_of_an_image_and_a_docker_socket_are_mounted() {
+    if !can_run() {
+        return;
+    }
+    let mounts = json!([
+        {"type": "image", "disk": 0, "target": "/one", "subpath": "bin/busybox"},
+        {"type": "image", "disk": 0, "target": "/part", "subpath": "bin"},
+        {"type": "docker_socket", "target": "/var/run/docker.sock"},
+    ]);
+    let script = "cmp /one /bin/busybox && echo one; test -e /part/busybox && echo part; touch /part/x || echo read-only; \
+                  stat -c '%F %a' /var/run/docker.sock";
+    let records = boot(&["sh", "-c", script], json!({"mounts": mounts})).finish();
+    assert_eq!(output(&records, "out"), (b"one\npart\nread-only\nsocket 660\n".to_vec(), exited(0)), "{records:?}");
+}
+
+#[test]
+fn a_part_that_leads_out_is_refused() {
+    if !can_run() {
+        return;
+    }
+    let mounts = json!([{"type": "image", "disk": 0, "target": "/v", "subpath": "../disk0/bin"}]);
+    let records = boot(&["id"], json!({"mounts": mounts})).finish();
+    let message = records[0]["failed"]["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("cannot access path ../disk0/bin of the volume"), "{records:?}");
+}
