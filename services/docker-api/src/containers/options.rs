@@ -285,9 +285,10 @@ mod tests {
     #[test]
     fn a_link_names_a_container_that_is_there() {
         let world = crate::containers::sample();
-        let name = world.containers().next().unwrap().spec().name.clone();
+        let other = world.containers().next().unwrap();
+        let (id, name) = (other.id().to_string(), other.spec().name.clone());
         let host = |link: String| serde_json::from_value::<HostConfig>(json!({"Links": [link]})).unwrap();
-        let found = links(&world, &host(format!("{name}:db")), "web").unwrap();
+        let found = links(&world, &host(format!("{id}:db")), "web").unwrap();
         assert_eq!(found, [format!("/{name}:/web/db")]);
         assert!(
             links(&world, &host("nope:db".into()), "web")
