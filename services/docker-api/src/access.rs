@@ -58,7 +58,7 @@ fn is_everybodys(path: &str) -> bool {
     let mut parts = path.trim_start_matches('/').split('/');
     match (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) {
         ("images", "create") => false,
-        ("images" | "build" | "commit" | "session" | "grpc" | "plugins" | "swarm", _) => true,
+        ("images" | "build" | "commit" | "session" | "grpc" | "v2" | "plugins" | "swarm", _) => true,
         _ => false,
     }
 }
