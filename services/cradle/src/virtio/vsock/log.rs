@@ -96,6 +96,10 @@ impl LogFiles {
 
     fn flush_partial(&mut self) -> io::Result<()> {
         let partial = std::mem::take(&mut self.partial);
+        // A stream without an end of line must not grow the file for ever.
+        if self.size + partial.len() as u64 > self.max_bytes {
+            self.switch()?;
+        }
         self.append(&partial)
     }
 
