@@ -8,12 +8,15 @@ use axum::http::{Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// How long an agent may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// The longest small answer.
+const ANSWER: usize = 4 << 20;
 
 /// A taken-over connection.
 pub type Raw = TokioIo<hyper::upgrade::Upgraded>;
@@ -23,15 +26,61 @@ pub type Raw = TokioIo<hyper::upgrade::Upgraded>;
 /// # Errors
 /// 503 when nothing answers there.
 pub async fn send(socket: &Path, request: Request<Body>) -> Result<Response<Incoming>> {
-    let what = |e: &dyn std::fmt::Display| Failure::unavailable(format!("cannot reach {}: {e}", socket.display()));
+    connect(socket).await?.send(request).await
+}
+
+/// A connection to a service.
+#[derive(Debug)]
+pub struct Connection {
+    sender: hyper::client::conn::http1::SendRequest<Body>,
+    socket: PathBuf,
+}
+
+/// Connects to the service that listens at `socket`.
+///
+/// # Errors
+/// 503 when nothing accepts there.
+pub async fn connect(socket: &Path) -> Result<Connection> {
+    let what = |e: &dyn std::fmt::Display| unreachable(socket, e);
     let stream = match tokio::time::timeout(CONNECT, UnixStream::connect(socket)).await {
         Ok(stream) => stream.map_err(|e| what(&e))?,
         Err(_) => return Err(what(&"no connection within 10 seconds")),
     };
-    let (mut sender, connection) =
+    let (sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| what(&e))?;
     tokio::spawn(connection.with_upgrades());
-    sender.send_request(request).await.map_err(|e| what(&e))
+    Ok(Connection { sender, socket: socket.to_owned() })
+}
+
+fn unreachable(socket: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::unavailable(format!("cannot reach {}: {error}", socket.display()))
+}
+
+impl Connection {
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>> {
+        self.sender.send_request(request).await.map_err(|e| unreachable(&self.socket, &e))
+    }
+
+    /// Sends a request and reads the whole small answer.
+    ///
+    /// # Errors
+    /// 503 when there is none.
+    pub async fn ask(&mut self, request: Request<Body>) -> Result<StatusCode> {
+        let response = self.send(request).await?;
+        let status = response.status();
+        axum::body::to_bytes(Body::new(response.into_body()), ANSWER)
+            .await
+            .map_err(|e| unreachable(&self.socket, &e))?;
+        Ok(status)
+    }
+
+    /// Sends the last request of this connection and passes the answer on.
+    ///
+    /// # Errors
+    /// 503 when there is none.
+    pub async fn pass(mut self, request: Request<Body>) -> Result<Response<Body>> {
+        Ok(answer(self.send(request).await?))
+    }
 }
 
 /// A request for `path` (with its query) with a body.
@@ -53,11 +102,15 @@ pub fn request(method: &str, path: &str, body: Body) -> Result<Request<Body>> {
 /// # Errors
 /// 503 when nothing answers there.
 pub async fn pass(socket: &Path, request: Request<Body>) -> Result<Response<Body>> {
-    let (mut parts, body) = send(socket, request).await?.into_parts();
+    Ok(answer(send(socket, request).await?))
+}
+
+fn answer(response: Response<Incoming>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
     for hop in ["connection", "transfer-encoding", "keep-alive"] {
         parts.headers.remove(hop);
     }
-    Ok(Response::from_parts(parts, Body::new(body)))
+    Response::from_parts(parts, Body::new(body))
 }
 
 /// What became of a request to take a connection over.
@@ -88,6 +141,6 @@ pub async fn upgrade(socket: &Path, mut request: Request<Body>) -> Result<Upgrad
 
 /// The body of an answer as JSON; null when it is none.
 pub async fn json(response: Response<Body>) -> serde_json::Value {
-    let body = axum::body::to_bytes(response.into_body(), 4 << 20).await.unwrap_or_default();
+    let body = axum::body::to_bytes(response.into_body(), ANSWER).await.unwrap_or_default();
     serde_json::from_slice(&body).unwrap_or_default()
 }

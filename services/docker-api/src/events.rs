@@ -268,6 +268,12 @@ pub fn of_pod(world: &World, old: Option<&Resource<Pod>>, new: Option<&Resource<
                 messages.push(Message::container(spec, "stop", &[]));
             }
         }
+        if let Some(health) = &after.health
+            && health.state != before.health.clone().unwrap_or_default().state
+            && health.state != zone::health::HealthState::Starting
+        {
+            messages.push(Message::container(spec, &format!("health_status: {}", health.state.as_str()), &[]));
+        }
         if before.paused != after.paused {
             messages.push(Message::container(spec, if after.paused { "pause" } else { "unpause" }, &[]));
         }

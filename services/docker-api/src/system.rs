@@ -150,7 +150,7 @@ fn describe_info(app: &App, node: &NodeStatus) -> Value {
         "SwapLimit": false,
         "CpuCfsPeriod": true,
         "CpuCfsQuota": true,
-        "CPUShares": false,
+        "CPUShares": true,
         "CPUSet": false,
         "PidsLimit": true,
         "IPv4Forwarding": true,

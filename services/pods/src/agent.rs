@@ -27,6 +27,14 @@ pub async fn kill(socket: &Path, container: &ContainerId, signal: &str) -> anyho
     request(socket, hyper::Method::POST, &uri, Vec::new()).await
 }
 
+/// Has the agent power off, once it has done what it is at.
+///
+/// # Errors
+/// When the agent cannot be reached or refuses.
+pub async fn shutdown(socket: &Path) -> anyhow::Result<()> {
+    request(socket, hyper::Method::POST, "/shutdown", Vec::new()).await
+}
+
 /// Asks the agent for something; its answer's body is of no interest.
 ///
 /// # Errors

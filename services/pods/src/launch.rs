@@ -14,18 +14,20 @@ use zone::PodId;
 use zone::bundle::BUNDLE_FILE;
 use zone::control::CONTROL_SOCKET;
 use zone::guest::GuestMount;
+use zone::pod::CpuLimits;
 
 /// Starts everything; systemd has the units when this returns.
 ///
 /// # Errors
 /// What could not be made or started. What was made by then stays for the clean-up.
-pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyhow::Result<()> {
+pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan, cpu: CpuLimits) -> anyhow::Result<()> {
     if let Err((volume, holder)) = shared.claim(pod, plan.blocks.iter()) {
         bail!(
             "volume {volume} is a block device for one container at a time, and {} uses it: stop that first",
             holder.short()
         );
     }
+    shared.admit(pod, plan.bundle.memory_mib).map_err(anyhow::Error::msg)?;
     let places = shared.places(pod);
     let mut plan = plan.clone();
     let parts = open_parts(&mut plan).await?;
@@ -46,6 +48,8 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan) -> anyh
         setpriv: &shared.config.setpriv,
         kcradle: &kcradle,
         memory_mib: plan.bundle.memory_mib,
+        cpu,
+        expendable: plan.expendable(),
         files: plan.files.clone(),
         sockets: vec![(agent, AGENT), (control, CONTROL)],
     });

@@ -10,12 +10,17 @@
 //! Must not: do anything, read a clock, or know of systemd.
 
 use crate::runlog::{End, RunLog};
-use zone::pod::{Desired, Phase, PodSpec, PodStatus, RestartPolicy, StartError, StartErrorKind};
+use zone::health::Health;
+use zone::pod::{
+    CpuLimits, Desired, FilesStatus, Phase, PodSpec, PodStatus, RestartPolicy, StartError, StartErrorKind,
+};
 
 /// How long a start waits for volumes, endpoints and images before it fails.
 pub const NEEDS_PATIENCE_MS: u64 = 30_000;
 /// How long a guest whose containers have all exited may take to power off.
 pub const LINGER_MS: u64 = 5_000;
+/// How long a start waits for copies of the pod's files that are under way.
+pub const FILES_PATIENCE_MS: u64 = 60_000;
 /// How long the unit may take to end after a kill before it is killed again.
 pub const KILL_AGAIN_MS: u64 = 10_000;
 const BACKOFF_FIRST_MS: u64 = 100;
@@ -96,6 +101,10 @@ pub struct Facts {
     pub waiting_since_ms: Option<u64>,
     /// The machine has booted since the pod was last looked at.
     pub booted: bool,
+    /// The helper for the pod's files is to be started by this process, and is not yet.
+    pub files_fresh: bool,
+    /// The limits that the unit has; none when this process does not know.
+    pub limits: Option<CpuLimits>,
     /// When the current run was launched.
     pub launched_ms: Option<u64>,
     /// When the last container exited, while the unit was alive.
@@ -112,6 +121,7 @@ impl Facts {
     /// Forgets what belonged to the run before; for a new one.
     pub fn begin_run(&mut self) {
         self.unit = Unit::Absent;
+        self.files_fresh = false;
         self.log = RunLog::default();
         self.stop = Stop::No;
         self.waiting_since_ms = None;
@@ -143,6 +153,12 @@ pub enum Action {
     Prepare,
     /// Start the microVM of the run in the status.
     Launch,
+    /// Start the helper that reaches the pod's files.
+    OpenFiles,
+    /// Have the helper end once it has done what it was asked.
+    CloseFiles,
+    /// Give the unit the limits of the spec.
+    Limit,
     /// Send the stop signal to the containers.
     Signal,
     /// Kill the unit.
@@ -211,6 +227,9 @@ fn live(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step 
     if status.phase == Phase::Stopping {
         return stop(spec, facts, now_ms);
     }
+    if facts.limits != Some(spec.cpu) {
+        return Step::Act(Action::Limit);
+    }
     Step::Wait(None)
 }
 
@@ -272,6 +291,9 @@ fn kill_again(at_ms: u64, now_ms: u64) -> Step {
 }
 
 fn at_rest(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step {
+    if status.files.up {
+        return with_files(spec, status, facts, now_ms);
+    }
     if facts.unit == Unit::Alive {
         if let Stop::Killed { at_ms } = facts.stop {
             return kill_again(at_ms, now_ms);
@@ -282,6 +304,54 @@ fn at_rest(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> St
     if facts.dirty {
         return Step::Act(Action::CleanUp);
     }
+    match due(spec, status, facts, now_ms) {
+        Step::Wait(until) if spec.files_asks > status.files.asks => match status.phase {
+            // It starts again soon, and is asked itself then.
+            Phase::Restarting => Step::Wait(until),
+            _ => open_files(spec, status, facts, now_ms),
+        },
+        step => step,
+    }
+}
+
+/// The pod's disks have one user at a time: the unit has the same name, and everything else waits until it is gone.
+fn with_files(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step {
+    match (&facts.unit, facts.stop) {
+        (Unit::Absent, _) if facts.files_fresh => Step::Act(Action::OpenFiles),
+        (Unit::Alive, Stop::No) if spec.files_asks > status.files.asks => {
+            change(status, |s| s.files.asks = spec.files_asks)
+        }
+        (Unit::Alive, Stop::No) => match due(spec, status, facts, now_ms) {
+            Step::Wait(until) => Step::Wait(until),
+            _ => Step::Act(Action::CloseFiles),
+        },
+        (Unit::Alive, Stop::Asked { at_ms }) => {
+            let until = at_ms + FILES_PATIENCE_MS;
+            if now_ms >= until { Step::Act(Action::Kill) } else { Step::Wait(Some(until)) }
+        }
+        (Unit::Alive, Stop::Killed { at_ms }) => kill_again(at_ms, now_ms),
+        (Unit::Failed { message }, _) => change(status, |s| {
+            s.files = FilesStatus { asks: spec.files_asks, up: false, error: Some(message.clone()) };
+        }),
+        (Unit::Absent | Unit::Ended { .. }, _) => change(status, |s| s.files.up = false),
+    }
+}
+
+fn open_files(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step {
+    match &facts.needs {
+        // Answered when it is there.
+        Needs::Ready => change(status, |s| s.files = FilesStatus { asks: s.files.asks, up: true, error: None }),
+        Needs::Waiting(_) if facts.waiting_since_ms.is_none_or(|since| now_ms < since + NEEDS_PATIENCE_MS) => {
+            Step::Wait(Some(facts.waiting_since_ms.unwrap_or(now_ms) + NEEDS_PATIENCE_MS))
+        }
+        Needs::Waiting(why) | Needs::Failed(why) => change(status, |s| {
+            s.files = FilesStatus { asks: spec.files_asks, up: false, error: Some(why.clone()) };
+        }),
+    }
+}
+
+/// What a pod without a microVM is to do of its own.
+fn due(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step {
     if status.phase == Phase::Exited && spec.auto_remove && status.run > 0 {
         return Step::Act(Action::Remove);
     }
@@ -344,6 +414,7 @@ fn fold_log(spec: &PodSpec, status: &mut PodStatus, log: &RunLog) {
         if let Some((pid, at)) = seen.started {
             entry.pid = pid;
             entry.started_ns = at;
+            entry.health = seen.health.clone().or_else(|| container.health.as_ref().map(|_| Health::default()));
         }
         let Some((end, at)) = &seen.end else { continue };
         entry.pid = 0;

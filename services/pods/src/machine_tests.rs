@@ -17,6 +17,7 @@ fn spec(desired: Desired, starts: u64) -> PodSpec {
         containers: vec![container],
         desired,
         starts,
+        files_asks: 0,
         restart_policy: RestartPolicy::No,
         auto_remove: false,
         stop_grace_s: 10,
@@ -24,6 +25,7 @@ fn spec(desired: Desired, starts: u64) -> PodSpec {
         vcpus: 1,
         disk_read: zone::bundle::Rate::default(),
         disk_write: zone::bundle::Rate::default(),
+        cpu: zone::pod::CpuLimits::default(),
         endpoints: Vec::new(),
         hostname: "h".into(),
         domainname: String::new(),
@@ -40,7 +42,7 @@ fn status(phase: Phase) -> PodStatus {
 }
 
 fn facts(unit: Unit) -> Facts {
-    Facts { prepared: true, unit, dirty: true, ..Facts::default() }
+    Facts { prepared: true, unit, dirty: true, limits: Some(CpuLimits::default()), ..Facts::default() }
 }
 
 fn said(facts: &mut Facts, data: Data) {
@@ -85,11 +87,13 @@ fn settle_down(spec: &PodSpec, status: &mut PodStatus, facts: &mut Facts, now: u
                 match action {
                     Action::AssignUid => status.uid = Some(200_001),
                     Action::Prepare => facts.prepared = true,
-                    Action::Launch => {
+                    Action::Limit => facts.limits = Some(spec.cpu),
+                    Action::Launch | Action::OpenFiles => {
+                        facts.limits = Some(spec.cpu);
                         facts.unit = Unit::Alive;
                         facts.dirty = true;
                     }
-                    Action::Signal => facts.stop = Stop::Asked { at_ms: now },
+                    Action::Signal | Action::CloseFiles => facts.stop = Stop::Asked { at_ms: now },
                     Action::Kill => facts.stop = Stop::Killed { at_ms: now },
                     Action::CleanUp => facts.dirty = false,
                     Action::Remove => return actions,
@@ -369,4 +373,59 @@ fn an_exit_before_its_start_was_seen_counts_as_both() {
     let container = &new.containers[&ContainerId::new(ID)];
     assert_eq!((new.phase, container.started_ns), (Phase::Exited, 77));
     assert!(container.error.is_none());
+}
+
+/// Facts of a pod at rest with nothing left of a run.
+fn clean() -> Facts {
+    Facts { prepared: true, ..Facts::default() }
+}
+
+#[test]
+fn files_are_reached_through_a_helper_that_is_gone_before_a_start() {
+    let mut wanted = spec(Desired::Stopped, 1);
+    wanted.files_asks = 3;
+    let mut facts = clean();
+    let mut now = new_status(decide(&wanted, &status(Phase::Exited), &facts, 0));
+    assert!(now.files.up && now.files.asks == 0 && now.phase == Phase::Exited, "{now:?}");
+    facts.files_fresh = true;
+    assert_eq!(action(&decide(&wanted, &now, &facts, 0)), Action::OpenFiles);
+    (facts.files_fresh, facts.unit, facts.dirty) = (false, Unit::Alive, true);
+    now = new_status(decide(&wanted, &now, &facts, 0));
+    assert_eq!(now.files.asks, 3);
+    assert!(matches!(decide(&wanted, &now, &facts, 1_000_000), Step::Wait(None)), "it ends by itself");
+
+    (wanted.desired, wanted.starts) = (Desired::Running, 2);
+    assert_eq!(action(&decide(&wanted, &now, &facts, 5)), Action::CloseFiles);
+    facts.stop = Stop::Asked { at_ms: 5 };
+    assert!(matches!(decide(&wanted, &now, &facts, 6), Step::Wait(Some(at)) if at == 5 + FILES_PATIENCE_MS));
+    assert_eq!(action(&decide(&wanted, &now, &facts, 5 + FILES_PATIENCE_MS)), Action::Kill);
+    facts.unit = Unit::Ended { result: "success".into() };
+    now = new_status(decide(&wanted, &now, &facts, 7));
+    assert!(!now.files.up);
+    assert_eq!(action(&decide(&wanted, &now, &facts, 7)), Action::CleanUp);
+    facts.dirty = false;
+    assert_eq!(new_status(decide(&wanted, &now, &facts, 7)).phase, Phase::Starting);
+}
+
+#[test]
+fn a_helper_that_cannot_start_answers_with_the_reason_and_is_not_tried_again() {
+    let mut wanted = spec(Desired::Stopped, 1);
+    wanted.files_asks = 1;
+    let facts = Facts { needs: Needs::Failed("no such volume".into()), ..clean() };
+    let now = new_status(decide(&wanted, &status(Phase::Exited), &facts, 0));
+    assert_eq!((now.files.asks, now.files.up, now.files.error.as_deref()), (1, false, Some("no such volume")));
+    assert!(matches!(decide(&wanted, &now, &facts, 0), Step::Wait(None)));
+
+    let up = new_status(decide(&wanted, &status(Phase::Exited), &clean(), 0));
+    let facts = Facts { unit: Unit::Failed { message: "no kvm".into() }, dirty: true, ..clean() };
+    let now = new_status(decide(&wanted, &up, &facts, 0));
+    assert_eq!((now.files.asks, now.files.up, now.files.error.as_deref()), (1, false, Some("no kvm")));
+}
+
+#[test]
+fn a_helper_that_another_process_had_announced_and_not_started_is_given_up() {
+    let mut wanted = spec(Desired::Stopped, 1);
+    wanted.files_asks = 1;
+    let up = new_status(decide(&wanted, &status(Phase::Exited), &clean(), 0));
+    assert!(!new_status(decide(&wanted, &up, &clean(), 0)).files.up);
 }

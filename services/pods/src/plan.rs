@@ -4,7 +4,7 @@
 //! several places alike is shared once. Must not: touch the machine.
 
 use crate::machine::Needs;
-use crate::unit::{Access, NamedFile};
+use crate::unit::{Access, Expendable, NamedFile};
 use crate::world::View;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -19,6 +19,9 @@ use zone::{EndpointId, ImageId, VolumeName};
 
 /// Networks that a running container can join beside those that it started with.
 const SPARE_SLOTS: u8 = 4;
+
+/// Memory of the helper that reaches a pod's files, MiB.
+const FILES_MIB: u32 = 128;
 
 /// Where a pod's things lie.
 #[derive(Clone, Debug)]
@@ -125,65 +128,122 @@ pub struct Plan {
     pub files: Vec<NamedFile>,
 }
 
+impl Plan {
+    /// How soon it goes when the machine has no memory left.
+    #[must_use]
+    pub fn expendable(&self) -> Expendable {
+        match self.guest.containers.iter().all(|c| c.memory_limit > 0) {
+            _ if self.guest.files_only => Expendable::First,
+            true => Expendable::Last,
+            false => Expendable::Sooner,
+        }
+    }
+}
+
 /// Makes the plan of a pod's run `run`, or says what is missing.
 ///
 /// # Errors
 /// What is missing, and whether waiting can help.
 pub fn plan(view: &View, places: &Places, run: u32, now_ns: u64) -> Result<Plan, Needs> {
     let spec = &view.pod.spec;
-    let mut passed = Passed::default();
-    passed.file(BUNDLE, places.run.join(BUNDLE_FILE), Access::Read);
-    let mut disks = Vec::new();
-    let mut containers = Vec::new();
-    for (index, container) in spec.containers.iter().enumerate() {
-        let extents = passed.extents(&format!("image{index}"), image(view, container)?);
-        disks.push(Disk { extents, read_only: true, read: spec.disk_read, write: spec.disk_write });
-        let layer = passed.file(format!("layer{index}"), places.layer(index), Access::Write);
-        let extents = vec![Extent { path: layer, offset: 0, len: 0 }];
-        disks.push(Disk { extents, read_only: false, read: spec.disk_read, write: spec.disk_write });
-        containers.push(guest_container(container, disks.len() - 2));
-    }
-    let (attached, dirs, blocks) = (BTreeMap::new(), Vec::new(), Vec::new());
-    let mut volumes = Volumes { view, places, attached, disks, dirs, blocks, passed };
-    for (container, guest) in spec.containers.iter().zip(&mut containers) {
-        guest.mounts = container.mounts.iter().map(|m| volumes.mount(m)).collect::<Result<_, _>>()?;
-    }
-    let Volumes { disks, dirs, blocks, mut passed, .. } = volumes;
+    let (mut files, containers) = Files::of(view, places, |_| true)?;
     let endpoints = endpoints(view)?;
-    let mut share = |(i, dir): (usize, &SharedDir)| {
-        let socket = passed.file(format!("share{i}"), &dir.socket, Access::Write);
-        Share { tag: tag(i), socket }
-    };
-    let shares = dirs.iter().enumerate().map(&mut share).collect();
+    let max_bytes =
+        spec.containers.iter().map(|c| c.log_max_bytes).max().filter(|n| *n > 0).unwrap_or(DEFAULT_MAX_BYTES);
     let mut net = |(i, e): (usize, &EndpointStatus)| {
-        let tun = Some(passed.file(format!("tun{i}"), "/dev/net/tun", Access::Write));
+        let tun = Some(files.passed.file(format!("tun{i}"), "/dev/net/tun", Access::Write));
         Net { tap: e.tap.clone(), mac: e.mac.clone(), tun, ..Net::default() }
     };
     let nets = endpoints.iter().enumerate().map(&mut net).collect();
-    let max_bytes =
-        spec.containers.iter().map(|c| c.log_max_bytes).max().filter(|n| *n > 0).unwrap_or(DEFAULT_MAX_BYTES);
     let [first, second] = places.logs();
-    let files = [passed.file("log0", first, Access::Write), passed.file("log1", second, Access::Write)];
-    let bundle = Bundle {
-        kvm: Some(passed.file("kvm", "/dev/kvm", Access::Write)),
-        vcpus: spec.vcpus,
-        memory_mib: spec.memory_mib,
-        kernel: passed.file("kernel", places.cradle.join("vmlinux"), Access::Read),
-        initramfs: passed.file("initramfs", places.cradle.join("initramfs.cpio"), Access::Read),
-        guest_spec: passed.file("spec", places.spec(), Access::Read),
-        cmdline: String::new(),
-        disks,
-        nets,
-        shares,
-        agent: PathBuf::from(format!("fd:{AGENT}")),
-        log: Some(LogFiles { files, max_bytes }),
-        template: None,
-        console: places.console.then(|| passed.file("console", places.console_file(), Access::Append)),
-        control: Some(PathBuf::from(format!("fd:{CONTROL}"))),
-        spare_slots: SPARE_SLOTS,
-    };
+    let logs = [files.passed.file("log0", first, Access::Write), files.passed.file("log1", second, Access::Write)];
     let guest = guest(spec, &endpoints, containers, run, now_ns)?;
-    Ok(Plan { bundle, guest, dirs, blocks, files: passed.0 })
+    let mut plan = files.plan(places, spec.vcpus, spec.memory_mib, guest);
+    plan.bundle.nets = nets;
+    plan.bundle.log = Some(LogFiles { files: logs, max_bytes });
+    plan.bundle.spare_slots = SPARE_SLOTS;
+    Ok(plan)
+}
+
+/// Makes the plan of the helper that reaches a pod's files: its disks and volumes, no network, no log, no process.
+///
+/// # Errors
+/// As [`plan`].
+pub fn files_plan(view: &View, places: &Places, now_ns: u64) -> Result<Plan, Needs> {
+    let spec = &view.pod.spec;
+    // What is in memory while the pod runs is not there now, and what would be written there would be lost.
+    let kept = |mount: &Mount| !matches!(mount, Mount::Tmpfs { .. } | Mount::DockerSocket { .. });
+    let (files, mut containers) = Files::of(view, places, kept)?;
+    for container in &mut containers {
+        (container.memory_limit, container.pids_limit) = (0, 0);
+        // A device that is not there keeps it from starting, not from being looked at.
+        container.devices.clear();
+    }
+    let guest =
+        GuestSpec { now_ns, hostname: spec.hostname.clone(), containers, files_only: true, ..GuestSpec::default() };
+    Ok(files.plan(places, 1, FILES_MIB, guest))
+}
+
+/// The disks and shares of all containers.
+struct Files {
+    disks: Vec<Disk>,
+    dirs: Vec<SharedDir>,
+    blocks: Vec<VolumeName>,
+    passed: Passed,
+}
+
+impl Files {
+    fn of(view: &View, places: &Places, wanted: impl Fn(&Mount) -> bool) -> Result<(Self, Vec<GuestContainer>), Needs> {
+        let spec = &view.pod.spec;
+        let mut passed = Passed::default();
+        passed.file(BUNDLE, places.run.join(BUNDLE_FILE), Access::Read);
+        let mut disks = Vec::new();
+        let mut containers = Vec::new();
+        for (index, container) in spec.containers.iter().enumerate() {
+            let extents = passed.extents(&format!("image{index}"), image(view, container)?);
+            disks.push(Disk { extents, read_only: true, read: spec.disk_read, write: spec.disk_write });
+            let layer = passed.file(format!("layer{index}"), places.layer(index), Access::Write);
+            let extents = vec![Extent { path: layer, offset: 0, len: 0 }];
+            disks.push(Disk { extents, read_only: false, read: spec.disk_read, write: spec.disk_write });
+            containers.push(guest_container(container, disks.len() - 2));
+        }
+        let (attached, dirs, blocks) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let mut volumes = Volumes { view, places, attached, disks, dirs, blocks, passed };
+        for (container, guest) in spec.containers.iter().zip(&mut containers) {
+            let mounts = container.mounts.iter().filter(|m| wanted(m));
+            guest.mounts = mounts.map(|m| volumes.mount(m)).collect::<Result<_, _>>()?;
+        }
+        let Volumes { disks, dirs, blocks, passed, .. } = volumes;
+        Ok((Self { disks, dirs, blocks, passed }, containers))
+    }
+
+    fn plan(self, places: &Places, vcpus: u8, memory_mib: u32, guest: GuestSpec) -> Plan {
+        let Self { disks, dirs, blocks, mut passed } = self;
+        let mut share = |(i, dir): (usize, &SharedDir)| {
+            let socket = passed.file(format!("share{i}"), &dir.socket, Access::Write);
+            Share { tag: tag(i), socket }
+        };
+        let shares = dirs.iter().enumerate().map(&mut share).collect();
+        let bundle = Bundle {
+            kvm: Some(passed.file("kvm", "/dev/kvm", Access::Write)),
+            vcpus,
+            memory_mib,
+            kernel: passed.file("kernel", places.cradle.join("vmlinux"), Access::Read),
+            initramfs: passed.file("initramfs", places.cradle.join("initramfs.cpio"), Access::Read),
+            guest_spec: passed.file("spec", places.spec(), Access::Read),
+            cmdline: String::new(),
+            disks,
+            nets: Vec::new(),
+            shares,
+            agent: PathBuf::from(format!("fd:{AGENT}")),
+            log: None,
+            template: None,
+            console: places.console.then(|| passed.file("console", places.console_file(), Access::Append)),
+            control: Some(PathBuf::from(format!("fd:{CONTROL}"))),
+            spare_slots: 0,
+        };
+        Plan { bundle, guest, dirs, blocks, files: passed.0 }
+    }
 }
 
 fn tag(index: usize) -> String {
@@ -361,6 +421,7 @@ fn guest_container(spec: &ContainerSpec, image_disk: usize) -> GuestContainer {
         memory_limit: spec.memory_limit,
         pids_limit: spec.pids_limit,
         devices: spec.devices.clone(),
+        health: spec.health.clone(),
         mounts: Vec::new(),
     }
 }

@@ -76,7 +76,8 @@ impl PodTask {
     /// Runs until the pod is deleted and removed.
     pub async fn run(mut self) {
         if self.facts.unit == Unit::Alive {
-            // What runs has its block volumes already.
+            // What runs has its memory and block volumes already.
+            self.shared.promise(&self.id, self.view.pod.spec.memory_mib);
             self.make_plan();
             if let Some(plan) = &self.plan
                 && let Err((volume, holder)) = self.shared.claim(&self.id, plan.blocks.iter())
@@ -242,7 +243,12 @@ impl PodTask {
 
     fn make_plan(&mut self) {
         let places = self.shared.places(&self.id);
-        match plan::plan(&self.view, &places, self.status.run, now_ns()) {
+        let plan = plan::plan(&self.view, &places, self.status.run, now_ns());
+        self.take_plan(plan);
+    }
+
+    fn take_plan(&mut self, plan: Result<Plan, Needs>) {
+        match plan {
             Ok(plan) => {
                 self.plan = Some(plan);
                 self.facts.needs = Needs::Ready;
@@ -259,7 +265,22 @@ impl PodTask {
             self.make_plan();
             let now = self.shared.now_ms();
             self.facts.waiting_since_ms.get_or_insert(now);
+        } else if self.files_are_wanted() {
+            let places = self.shared.places(&self.id);
+            let plan = plan::files_plan(&self.view, &places, now_ns());
+            self.take_plan(plan);
+            let now = self.shared.now_ms();
+            self.facts.waiting_since_ms.get_or_insert(now);
+        } else {
+            self.facts.waiting_since_ms = None;
         }
+    }
+
+    fn files_are_wanted(&self) -> bool {
+        !self.live()
+            && self.facts.prepared
+            && self.facts.unit != Unit::Alive
+            && (self.facts.files_fresh || self.view.pod.spec.files_asks > self.status.files.asks)
     }
 
     async fn write(&mut self, new: PodStatus) -> Result<(), Gone> {
@@ -289,7 +310,12 @@ impl PodTask {
         if new.phase != old {
             tracing::info!(pod = self.id.short(), phase = ?new.phase, run = new.run, "phase");
         }
+        let opened = new.files.up && !self.status.files.up;
         self.status = new;
+        if opened {
+            self.facts.begin_run();
+            self.facts.files_fresh = true;
+        }
         self.entered(old);
         Ok(())
     }
@@ -325,6 +351,12 @@ impl PodTask {
             }
             Action::Prepare => self.prepare().await,
             Action::Launch => self.launch().await,
+            Action::OpenFiles => {
+                self.facts.files_fresh = false;
+                self.launch().await;
+            }
+            Action::CloseFiles => self.close_files(),
+            Action::Limit => self.limit().await,
             Action::Signal => self.signal(),
             Action::Kill => {
                 self.facts.stop = Stop::Killed { at_ms: self.shared.now_ms() };
@@ -363,8 +395,9 @@ impl PodTask {
         let (Some(plan), Some(uid)) = (self.plan.take(), self.status.uid) else { return };
         self.facts.dirty = true;
         self.facts.launched_ms = Some(self.shared.now_ms());
+        self.facts.limits = Some(self.view.pod.spec.cpu);
         self.fs_units = (0..plan.dirs.len()).map(|i| unit::fs_unit(&self.id, i)).collect();
-        self.facts.unit = match launch::launch(&self.shared, &self.id, uid, &plan).await {
+        self.facts.unit = match launch::launch(&self.shared, &self.id, uid, &plan, self.view.pod.spec.cpu).await {
             Ok(()) => Unit::Alive,
             Err(error) => {
                 tracing::error!(pod = self.id.short(), error = format!("{error:#}"), "cannot start a pod");
@@ -372,6 +405,15 @@ impl PodTask {
                 Unit::Failed { message: format!("{error:#}") }
             }
         };
+    }
+
+    async fn limit(&mut self) {
+        let cpu = self.view.pod.spec.cpu;
+        // Tried once: what systemd refuses it refuses again.
+        self.facts.limits = Some(cpu);
+        if let Err(error) = self.shared.systemd.set(&unit::pod_unit(&self.id), unit::cpu(cpu)).await {
+            tracing::error!(pod = self.id.short(), error = chain(&error), "cannot limit a pod's CPU time");
+        }
     }
 
     fn signal(&mut self) {
@@ -387,6 +429,16 @@ impl PodTask {
                 }
             });
         }
+    }
+
+    fn close_files(&mut self) {
+        self.facts.stop = Stop::Asked { at_ms: self.shared.now_ms() };
+        let (socket, pod) = (self.shared.places(&self.id).run.join("agent.sock"), self.id.clone());
+        tokio::spawn(async move {
+            if let Err(error) = agent::shutdown(&socket).await {
+                tracing::warn!(pod = pod.short(), error = format!("{error:#}"), "cannot end the helper for files");
+            }
+        });
     }
 
     async fn clean_up(&mut self) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use zone::ContainerId;
+use zone::health::Health;
 use zone::log::{Data, Record};
 use zone::pod::StartError;
 
@@ -24,6 +25,8 @@ pub enum End {
 pub struct Seen {
     /// Its process id and when it started.
     pub started: Option<(u32, u64)>,
+    /// What was last said of its health.
+    pub health: Option<Health>,
     /// How and when it ended.
     pub end: Option<(End, u64)>,
 }
@@ -43,6 +46,7 @@ impl RunLog {
         let id = ContainerId::new(record.container.clone());
         match &record.data {
             Data::Started { pid } => self.containers.entry(id).or_default().started = Some((*pid, record.time_ns)),
+            Data::Health(health) => self.containers.entry(id).or_default().health = Some(health.clone()),
             Data::Exited { code, oom_killed } => {
                 let end = End::Exited { code: *code, oom_killed: *oom_killed };
                 self.containers.entry(id).or_default().end = Some((end, record.time_ns));

@@ -1,5 +1,6 @@
 //! What all pods' tasks have in common: the other services, the flags, uids and claims.
 
+use crate::admission::{self, Memory};
 use crate::disk::Disks;
 use crate::follow::Follower;
 use crate::plan::Places;
@@ -45,6 +46,7 @@ pub struct Shared {
     pub config: Config,
     uids: Mutex<BTreeSet<u32>>,
     claims: Mutex<BTreeMap<VolumeName, PodId>>,
+    promised: Mutex<BTreeMap<PodId, u32>>,
     start: Instant,
 }
 
@@ -52,8 +54,8 @@ impl Shared {
     /// Nothing is taken yet.
     #[must_use]
     pub fn new(client: Client, systemd: Systemd, follower: Follower, config: Config) -> Self {
-        let (uids, claims) = (Mutex::default(), Mutex::default());
-        Self { client, systemd, follower, config, uids, claims, start: Instant::now() }
+        let (uids, claims, promised) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { client, systemd, follower, config, uids, claims, promised, start: Instant::now() }
     }
 
     /// Milliseconds of a clock that only goes forward.
@@ -115,8 +117,28 @@ impl Shared {
         Ok(())
     }
 
+    /// Notes that a pod has a guest of so many MiB.
+    pub fn promise(&self, pod: &PodId, memory_mib: u32) {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.clone(), memory_mib);
+    }
+
+    /// Notes it if the machine has the memory.
+    ///
+    /// # Errors
+    /// Why it has not, for people.
+    pub fn admit(&self, pod: &PodId, memory_mib: u32) -> Result<(), String> {
+        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = promised.iter().filter(|(p, _)| *p != pod).map(|(_, mib)| u64::from(*mib)).sum();
+        if let Some(memory) = Memory::now() {
+            admission::admit(memory, others, memory_mib.into())?;
+        }
+        promised.insert(pod.clone(), memory_mib);
+        Ok(())
+    }
+
     /// Gives up all that a pod has claimed.
     pub fn release(&self, pod: &PodId) {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner).remove(pod);
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, holder| holder != pod);
     }
 }

@@ -98,6 +98,14 @@ impl Systemd {
         ignore_missing(self.call(&format!("kill {unit}"), "KillUnit", &(unit, "all", 9i32)).await)
     }
 
+    /// Changes properties of a unit that runs, until it ends. No error when it is not there.
+    ///
+    /// # Errors
+    /// When systemd does not know a property, or cannot change it.
+    pub async fn set(&self, unit: &str, properties: Vec<Property>) -> Result<(), BusError> {
+        ignore_missing(self.call(&format!("limit {unit}"), "SetUnitProperties", &(unit, true, properties)).await)
+    }
+
     /// The units whose names match one of the shell patterns and that have not ended.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use zbus::{Fd, Variant};
 use zone::PodId;
+use zone::pod::CpuLimits;
 
 /// Matches every monitor's unit.
 pub const POD_UNITS: &str = "kraud-pod-*.service";
@@ -94,10 +95,43 @@ pub struct MonitorUnit<'a> {
     pub kcradle: &'a Path,
     /// The guest's memory.
     pub memory_mib: u32,
+    /// How much CPU time it gets.
+    pub cpu: CpuLimits,
+    /// How soon the kernel ends it when the machine has no memory left.
+    pub expendable: Expendable,
     /// Everything that it uses, the bundle too: it opens nothing itself.
     pub files: Vec<NamedFile>,
     /// What it listens on.
     pub sockets: Vec<(OwnedFd, &'static str)>,
+}
+
+/// Which microVMs go first when the machine has no memory left; the zone's services go last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expendable {
+    /// It was promised its memory.
+    Last,
+    /// It was promised nothing.
+    Sooner,
+    /// It is asked for again when needed.
+    First,
+}
+
+impl Expendable {
+    /// `OOMScoreAdjust`: a thousandth each of all memory that it seems to use more than it does.
+    fn score(self) -> i32 {
+        match self {
+            Self::Last => 200,
+            Self::Sooner => 500,
+            Self::First => 900,
+        }
+    }
+}
+
+/// The properties that bind CPU time; they can be set while the unit runs.
+#[must_use]
+pub fn cpu(limits: CpuLimits) -> Vec<Property> {
+    let or_none = |value: u64| Variant::from(if value == 0 { INFINITY } else { value });
+    vec![("CPUQuotaPerSecUSec", or_none(limits.us_per_s)), ("CPUWeight", or_none(limits.weight))]
 }
 
 fn text(value: &str) -> Variant<'static> {
@@ -173,6 +207,10 @@ pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
     let sockets: Vec<(Fd<'static>, String)> =
         unit.sockets.into_iter().map(|(socket, name)| (Fd::Owned(socket), name.to_owned())).collect();
     properties.push(("ExtraFileDescriptors", Variant::from(sockets)));
+    properties.push(("OOMScoreAdjust", Variant::from(unit.expendable.score())));
+    if unit.cpu != CpuLimits::default() {
+        properties.extend(cpu(unit.cpu));
+    }
     properties
 }
 
@@ -276,6 +314,8 @@ mod tests {
             setpriv: Path::new("/usr/bin/setpriv"),
             kcradle: Path::new("/run/kraud/cradle/kcradle"),
             memory_mib: 512,
+            cpu: CpuLimits { us_per_s: 1_500_000, weight: 0 },
+            expendable: Expendable::Sooner,
             files: vec![NamedFile { name: "block0".into(), path: "/dev/zvol/zone/db".into(), access: Access::Write }],
             sockets: Vec::new(),
         };
@@ -295,6 +335,7 @@ mod tests {
             assert!(exec.contains(word), "{word} is missing in {exec}");
         }
         assert!(find("MemoryMax").contains(&((512u64 + 64) << 20).to_string()));
+        assert!(find("CPUQuotaPerSecUSec").contains("1500000") && find("OOMScoreAdjust").contains("500"));
         assert!(find("DevicePolicy").contains("closed"));
         let open = properties.iter().find(|(n, _)| *n == "OpenFile").map(|(_, v)| v.value_signature().to_string());
         assert_eq!(open.as_deref(), Some("a(sst)"));

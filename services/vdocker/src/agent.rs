@@ -12,6 +12,10 @@ use zone::guest::GuestSpec;
 
 /// How long clients may take to read the last output before the power goes.
 const STREAM_LIMIT: Duration = Duration::from_secs(5);
+/// How long an agent that only has files waits for a request.
+const FILES_IDLE: Duration = Duration::from_secs(5);
+/// How long it goes on with requests after it was told to end.
+const FILES_LIMIT: Duration = Duration::from_secs(55);
 /// Stacks are small: the guest may have little memory, and nothing here recurses deeply.
 const STACK: usize = 256 * 1024;
 
@@ -28,6 +32,8 @@ pub struct Agent {
     pub execs: Execs,
     /// The containers whose files could be mounted, by id.
     pub containers: BTreeMap<String, Arc<Container>>,
+    /// Why the files of the others could not be mounted.
+    pub failures: BTreeMap<String, String>,
     activity: Mutex<Activity>,
     changed: Condvar,
 }
@@ -36,18 +42,26 @@ pub struct Agent {
 struct Activity {
     running: usize,
     streams: usize,
+    connections: usize,
     shutdown: bool,
 }
 
 impl Agent {
     /// An agent with nothing running.
-    pub fn new(platform: Platform, spec: GuestSpec, log: Log, containers: BTreeMap<String, Arc<Container>>) -> Self {
+    pub fn new(
+        platform: Platform,
+        spec: GuestSpec,
+        log: Log,
+        containers: BTreeMap<String, Arc<Container>>,
+        failures: BTreeMap<String, String>,
+    ) -> Self {
         Self {
             platform,
             spec,
             log,
             execs: Execs::default(),
             containers,
+            failures,
             activity: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -82,10 +96,14 @@ impl Agent {
         self.spec.files_only || self.activity().running > 0
     }
 
-    /// Waits until the last container has exited; with `files_only`, until the shutdown is asked for.
+    /// Waits until the last container has exited; with `files_only`, until nobody has asked for a while or the shutdown was
+    /// asked for, and what was asked is done.
     pub fn wait_for_containers(&self) {
+        if self.spec.files_only {
+            return self.wait_for_requests();
+        }
         let mut activity = self.activity();
-        while activity.running > 0 || (self.spec.files_only && !activity.shutdown) {
+        while activity.running > 0 {
             activity = self.changed.wait(activity).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -99,6 +117,33 @@ impl Agent {
             (activity, _) = self.changed.wait_timeout(activity, left).unwrap_or_else(PoisonError::into_inner);
         }
         false
+    }
+
+    fn wait_for_requests(&self) {
+        let mut deadline = Instant::now() + FILES_IDLE;
+        let mut limited = false;
+        let mut activity = self.activity();
+        loop {
+            if activity.shutdown && !std::mem::replace(&mut limited, true) {
+                deadline = Instant::now() + FILES_LIMIT;
+            }
+            if activity.shutdown && activity.streams == 0 {
+                return;
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            if activity.connections > 0 && !limited {
+                activity = self.changed.wait(activity).unwrap_or_else(PoisonError::into_inner);
+                deadline = Instant::now() + FILES_IDLE;
+            } else {
+                (activity, _) = self.changed.wait_timeout(activity, left).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Counts a client's connection, until the guard is dropped.
+    pub fn connection(self: &Arc<Self>) -> ConnectionGuard {
+        self.change(|a| a.connections += 1);
+        ConnectionGuard(Arc::clone(self))
     }
 
     /// Counts a client that output is sent to, until the guard is dropped.
@@ -125,6 +170,16 @@ pub struct StreamGuard(Arc<Agent>);
 impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.0.change(|a| a.streams -= 1);
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct ConnectionGuard(Arc<Agent>);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.change(|a| a.connections -= 1);
     }
 }
 

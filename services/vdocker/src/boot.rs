@@ -4,6 +4,7 @@ use crate::agent::{Agent, spawn};
 use crate::cgroup::{self, Cgroup};
 use crate::console;
 use crate::container::Container;
+use crate::health;
 use crate::http;
 use crate::log::{Log, now_ns};
 use crate::net;
@@ -48,18 +49,21 @@ pub fn boot(platform: Platform) -> Result<Arc<Agent>, BootError> {
     let hierarchy = cgroup::mount_hierarchy(&platform.base().join("cgroup"));
     let spec = if template { spec_of_orders() } else { read_spec(&platform) };
     let spec = spec.map_err(|e| fail("cannot read the spec of the pod", e))?;
-    let log = Log::new(spec.run, connect_log(&platform));
+    let log = Log::new(spec.run, if spec.files_only { None } else { connect_log(&platform) });
     set_clock(&platform, &spec, if template { 0 } else { CLOCK_TOLERANCE_NS });
-    let mut containers = BTreeMap::new();
+    let (mut containers, mut failures) = (BTreeMap::new(), BTreeMap::new());
     for (index, wanted) in spec.containers.iter().enumerate() {
         match prepare(&platform, &spec, wanted, index, hierarchy.as_deref()) {
             Ok(container) => drop(containers.insert(wanted.id.as_str().to_owned(), Arc::new(container))),
-            Err(error) => drop(log.send(wanted.id.as_str(), Data::Failed(error))),
+            Err(error) => {
+                failures.insert(wanted.id.as_str().to_owned(), error.message.clone());
+                log.send(wanted.id.as_str(), Data::Failed(error));
+            }
         }
     }
     net::configure(&spec.nics);
     set_names(&spec);
-    let agent = Arc::new(Agent::new(platform, spec, log, containers));
+    let agent = Arc::new(Agent::new(platform, spec, log, containers, failures));
     if !agent.spec.files_only {
         start_all(&agent);
     }
@@ -75,6 +79,7 @@ fn start_all(agent: &Arc<Agent>) {
         match container.start(agent) {
             Ok(stdio) => {
                 agent.container_started();
+                health::start(agent, container);
                 let (owner, container) = (Arc::clone(agent), Arc::clone(container));
                 let attended = spawn("container", move || {
                     container.attend(&owner, stdio);

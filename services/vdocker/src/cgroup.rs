@@ -22,13 +22,22 @@ impl Cgroup {
         fs::create_dir_all(&group.path)?;
         if container.memory_limit > 0 {
             group.write("memory.max", &container.memory_limit.to_string())?;
-            // The whole container goes, as a process that lost a part of itself is seldom worth keeping.
             let _ = group.write("memory.swap.max", "0");
         }
         if container.pids_limit > 0 {
             group.write("pids.max", &container.pids_limit.to_string())?;
         }
         Ok(group)
+    }
+
+    /// Changes the limits; 0 takes one away.
+    ///
+    /// # Errors
+    /// When one cannot be set.
+    pub fn limit(&self, memory: u64, pids: u64) -> io::Result<()> {
+        let text = |value: u64| if value == 0 { "max".to_owned() } else { value.to_string() };
+        self.write("memory.max", &text(memory))?;
+        self.write("pids.max", &text(pids))
     }
 
     /// The file that takes process ids.

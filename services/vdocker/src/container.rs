@@ -5,6 +5,7 @@
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroup;
+use crate::health::Watch;
 use crate::output::Output;
 use crate::process::{self, Settings, Stdio};
 use crate::program::{Program, other};
@@ -36,6 +37,8 @@ pub struct Container {
     pub terminal: OnceLock<OwnedFd>,
     /// Its process.
     pub pidfd: OnceLock<OwnedFd>,
+    /// Whether it is well.
+    pub health: Watch,
     state: Mutex<State>,
 }
 
@@ -63,6 +66,7 @@ impl Container {
             input: Mutex::default(),
             terminal: OnceLock::new(),
             pidfd: OnceLock::new(),
+            health: Watch::default(),
             state: Mutex::default(),
         }
     }
@@ -79,6 +83,15 @@ impl Container {
     /// Notes that its processes are frozen, or not.
     pub fn set_paused(&self, paused: bool) {
         self.lock().paused = paused;
+    }
+
+    /// Does something that must come before its exit is told. Returns false, and has done nothing, when it has exited.
+    pub fn while_running<T>(&self, work: impl FnOnce() -> T) -> bool {
+        let state = self.lock();
+        if state.running {
+            work();
+        }
+        state.running
     }
 
     /// Its id.

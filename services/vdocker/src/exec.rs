@@ -23,7 +23,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::Read as _;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use zone::log::Stream;
 use zone::pod::{StartError, StartErrorKind};
 
@@ -142,6 +145,50 @@ fn random_id() -> std::io::Result<String> {
     let mut bytes = [0u8; 32];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Runs a command in a container without a client, as its user, and waits for its end: its exit code, none when it was killed
+/// after `limit`, and the first `most` bytes of what it wrote.
+///
+/// # Errors
+/// Docker's words when it cannot be started.
+pub fn run_alone(
+    agent: &Agent,
+    container: &Arc<Container>,
+    args: &[String],
+    limit: Duration,
+    most: usize,
+) -> Result<(Option<i32>, Vec<u8>), String> {
+    let config = ExecConfig { cmd: Some(args.to_vec()), ..ExecConfig::default() };
+    let (container, state, terminal) = (Arc::clone(container), Mutex::default(), OnceLock::new());
+    let exec = Exec { id: String::new(), container, config, state, terminal };
+    let (pid, stdio) = exec.try_launch(agent, None).map_err(|e| exec_words(&e))?;
+    let Stdio { child, input, output, error } = stdio;
+    drop((child, input));
+    let process = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok());
+    let guard = process.as_ref().and_then(|p| p.try_clone().ok());
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let late = Arc::new(AtomicBool::new(false));
+    let killed = Arc::clone(&late);
+    let guarded = spawn("limit", move || {
+        if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout)
+            && let Some(process) = guard
+        {
+            killed.store(true, Ordering::Relaxed);
+            let _ = sys::send_signal(process.as_fd(), libc::SIGKILL);
+        }
+    });
+    if !guarded && let Some(process) = &process {
+        let _ = sys::send_signal(process.as_fd(), libc::SIGKILL);
+    }
+    let mut written = Vec::new();
+    pump(output.as_fd(), error.as_ref().map(AsFd::as_fd), process.as_ref().map(AsFd::as_fd), |_, bytes| {
+        let room = most - written.len();
+        written.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    });
+    let code = sys::wait_exit_code(pid).unwrap_or(255);
+    drop(done);
+    Ok(((!late.load(Ordering::Relaxed)).then_some(code), written))
 }
 
 impl Exec {

@@ -26,6 +26,7 @@ mod container;
 mod detach;
 mod devices;
 mod exec;
+mod health;
 mod http;
 mod inroot;
 mod log;

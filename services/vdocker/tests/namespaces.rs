@@ -284,6 +284,39 @@ fn files_of_a_container_that_does_not_run_can_be_read_but_not_into_a_read_only_r
 }
 
 #[test]
+fn an_agent_that_only_has_files_ends_when_nobody_asks_for_any() {
+    if !can_run() {
+        return;
+    }
+    let guest = boot_with(&[], json!({}), json!({"files_only": true}), true);
+    let open = guest.connect();
+    assert_eq!(guest.request("HEAD", "/containers/{id}/archive?path=/bin", b"").status, 200);
+    drop(open);
+    // No shutdown is asked for.
+    assert!(guest.finish().is_empty());
+}
+
+#[test]
+fn an_export_has_the_root_without_what_is_mounted_in_it() {
+    if !can_run() {
+        return;
+    }
+    let mounts = json!({"mounts": [{"type": "tmpfs", "target": "/mem", "size": 0, "mode": 0, "options": ""}]});
+    let guest =
+        boot(&["sh", "-c", "echo 1 > /mem/gone; mkdir /data; echo 2 > /data/kept; echo ready; sleep 1000"], mounts);
+    guest.wait_for("ready");
+    let got = guest.request("GET", "/containers/{id}/export", b"");
+    let mut archive = tar::Archive::new(got.body.as_slice());
+    let names: Vec<String> =
+        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+    for (name, there) in [("data/kept", true), ("mem/", true), ("mem/gone", false), ("dev/", true), ("dev/null", false)]
+    {
+        assert_eq!(names.iter().any(|n| n == name), there, "{name} in {names:?}");
+    }
+    assert!(names.iter().all(|n| !n.starts_with('/')), "{names:?}");
+}
+
+#[test]
 fn processes_are_listed_paused_and_killed() {
     if !can_run() {
         return;
@@ -357,4 +390,32 @@ fn a_part_that_leads_out_is_refused() {
     let records = boot(&["id"], json!({"mounts": mounts})).finish();
     let message = records[0]["failed"]["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("cannot access path ../disk0/bin of the volume"), "{records:?}");
+}
+
+#[test]
+fn a_health_check_is_run_and_its_changes_are_told_before_the_exit() {
+    if !can_run() {
+        return;
+    }
+    let check = |args: &[&str]| json!({"health": {"args": args, "interval_ms": 20, "timeout_ms": 2000, "start_period_ms": 0, "start_interval_ms": 20, "retries": 2}});
+    let guest = boot(&["sh", "-c", "echo ready; sleep 1000"], check(&["sh", "-c", "echo looked; test -e /well"]));
+    guest.wait_for("ready");
+    let unhealthy = guest.next();
+    assert_eq!(unhealthy["health"]["state"], "unhealthy", "{unhealthy}");
+    assert_eq!(unhealthy["health"]["log"][1]["output"], "looked\n");
+    assert_eq!(guest.exec(json!({"Cmd": ["touch", "/well"]}), b"").1, 0);
+    assert_eq!(guest.next()["health"]["state"], "healthy");
+    let live = guest.request("GET", "/containers/{id}/health", b"").json();
+    assert_eq!((&live["Status"], &live["FailingStreak"]), (&json!("healthy"), &json!(0)));
+    assert!(live["Log"].as_array().is_some_and(|l| l.len() <= 5), "{live}");
+
+    let guest = boot(&["sleep", "1000"], {
+        let mut slow = check(&["sleep", "1000"]);
+        (slow["health"]["timeout_ms"], slow["health"]["retries"]) = (json!(30), json!(1));
+        slow
+    });
+    guest.next();
+    let late = guest.next();
+    assert_eq!(late["health"]["log"][0]["exit_code"], -1);
+    assert_eq!(late["health"]["log"][0]["output"], "Health check exceeded timeout (30ms)");
 }

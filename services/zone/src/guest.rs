@@ -1,5 +1,6 @@
 //! What the agent in a guest is told to do: the file `/spec.json` in its initramfs.
 
+use crate::health::HealthCheck;
 use crate::ids::ContainerId;
 use crate::pod::{Device, Ulimit};
 use serde::{Deserialize, Serialize};
@@ -158,6 +159,9 @@ pub struct GuestContainer {
     /// Devices of the guest that it gets.
     #[serde(default)]
     pub devices: Vec<Device>,
+    /// How to see whether it is well.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
     /// Mounts, in order.
     #[serde(default)]
     pub mounts: Vec<GuestMount>,

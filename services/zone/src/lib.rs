@@ -16,6 +16,7 @@ pub mod control;
 pub mod endpoint;
 pub mod error;
 pub mod guest;
+pub mod health;
 pub mod ids;
 pub mod image;
 pub mod log;

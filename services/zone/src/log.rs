@@ -18,6 +18,7 @@
 //!
 //! Within a run, `exited` or `failed` is a container's last record: all its output stands before it.
 
+use crate::health::Health;
 use crate::pod::StartError;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -87,6 +88,8 @@ pub enum Data {
     },
     /// The process could not be started.
     Failed(StartError),
+    /// The state of the container's health has changed.
+    Health(Health),
 }
 
 /// Which of a container's two output streams.
@@ -119,7 +122,7 @@ impl Data {
             Self::Err(text) => Some((Stream::Stderr, text.clone().into_bytes())),
             Self::OutB64(text) => Some((Stream::Stdout, STANDARD.decode(text).unwrap_or_default())),
             Self::ErrB64(text) => Some((Stream::Stderr, STANDARD.decode(text).unwrap_or_default())),
-            Self::Started { .. } | Self::Exited { .. } | Self::Failed(_) => None,
+            Self::Started { .. } | Self::Exited { .. } | Self::Failed(_) | Self::Health(_) => None,
         }
     }
 }

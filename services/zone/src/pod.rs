@@ -11,6 +11,7 @@
 //! the answer to start request N is the first status with `starts == N` that is `running` or `exited`.
 
 use crate::bundle::Rate;
+use crate::health::{Health, HealthCheck};
 use crate::ids::{ContainerId, EndpointId, ImageId, PodId, VolumeName};
 use crate::resource::Kind;
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,10 @@ pub struct PodSpec {
     /// How many requests to start it there have been.
     #[serde(default)]
     pub starts: u64,
+    /// How many requests there were to reach its files while it does not run; each is answered by a status with that number
+    /// in [`FilesStatus`].
+    #[serde(default)]
+    pub files_asks: u64,
     /// What happens after an exit.
     #[serde(default)]
     pub restart_policy: RestartPolicy,
@@ -105,6 +110,9 @@ pub struct PodSpec {
     /// How fast each of its disks may be written.
     #[serde(default, skip_serializing_if = "Rate::is_unlimited")]
     pub disk_write: Rate,
+    /// How much CPU time its monitor gets; changes while it runs.
+    #[serde(default)]
+    pub cpu: CpuLimits,
     /// Its places on networks, in the order of the guest's interfaces; empty means no network.
     #[serde(default)]
     pub endpoints: Vec<EndpointId>,
@@ -128,6 +136,16 @@ pub struct PodSpec {
     /// Options for resolv.conf.
     #[serde(default)]
     pub dns_options: Vec<String>,
+}
+
+/// How much CPU time a microVM gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CpuLimits {
+    /// At most so many microseconds in a second; 0 means no limit.
+    pub us_per_s: u64,
+    /// Its share against others when CPUs are short, 1 to 10000; 0 means the usual 100.
+    pub weight: u64,
 }
 
 fn default_stop_grace_s() -> i64 {
@@ -201,6 +219,9 @@ pub struct ContainerSpec {
     /// Devices of the guest that it gets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+    /// How to see whether it is well.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
     /// What is mounted into it.
     #[serde(default)]
     pub mounts: Vec<Mount>,
@@ -372,6 +393,8 @@ pub struct PodStatus {
     /// The guest's interfaces while it runs.
     #[serde(default)]
     pub interfaces: BTreeMap<EndpointId, Interface>,
+    /// The helper that reaches the files of a pod that does not run.
+    pub files: FilesStatus,
 }
 
 /// An interface of a running guest.
@@ -385,6 +408,19 @@ pub struct Interface {
     /// The guest's default route goes there.
     pub default_route: bool,
     /// Why it does not work, for people.
+    pub error: Option<String>,
+}
+
+/// The helper microVM that has the disks of a pod that does not run mounted, and answers for its files at the same socket as
+/// the agent of a running one. It ends by itself when nobody has asked for a while, and before the pod starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FilesStatus {
+    /// The request that this answers.
+    pub asks: u64,
+    /// The helper is there, or about to be.
+    pub up: bool,
+    /// Why it could not be, for people.
     pub error: Option<String>,
 }
 
@@ -403,6 +439,8 @@ pub struct ContainerStatus {
     pub paused: bool,
     /// Why it could not be started.
     pub error: Option<StartError>,
+    /// Whether it is well; none without a check.
+    pub health: Option<Health>,
     /// When it last started; 0 = never. Nanoseconds since the Unix epoch.
     pub started_ns: u64,
     /// When it last exited; 0 = never. Nanoseconds since the Unix epoch.

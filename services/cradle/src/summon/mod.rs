@@ -89,6 +89,7 @@ fn spec(id: &str, start: Start) -> GuestSpec {
         memory_limit: 0,
         pids_limit: 0,
         devices: Vec::new(),
+        health: None,
         mounts: Vec::new(),
     };
     GuestSpec {

@@ -57,7 +57,7 @@ pub async fn attach(
 ) -> Result<Response> {
     let container = app.store.world().container(&id)?;
     let framing = Framing::of(container.spec().tty);
-    let Attached { wanted, baseline, follower } = prepare(&app, &container, &params).await?;
+    let Attached { wanted, baseline, follower, keys } = prepare(&app, &container, &params).await?;
     let (sender, mut receiver) = mpsc::channel::<Result<Bytes, io::Error>>(64);
     let output = output(follower, baseline, wanted, framing, sender);
     let Some(upgrade) = streams::upgrade_of(&mut request) else {
@@ -69,15 +69,29 @@ pub async fn attach(
         let Ok(raw) = upgrade.await else { return };
         let (reader, mut writer) = tokio::io::split(TokioIo::new(raw));
         tokio::spawn(output);
+        let (detach, detached) = tokio::sync::oneshot::channel();
         let input = tokio::spawn(async move {
             if wanted.stdin && wanted.stream {
-                input(&app, &container, baseline, reader).await;
+                if input(&app, &container, baseline, &keys, reader).await {
+                    let _ = detach.send(());
+                }
             } else {
                 // Keeps the half that is read, so that the connection stays whole.
                 drop(drain(reader).await);
             }
         });
-        while let Some(Ok(bytes)) = receiver.recv().await {
+        let detached = async {
+            if detached.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::pin!(detached);
+        loop {
+            let bytes = tokio::select! {
+                bytes = receiver.recv() => bytes,
+                () = &mut detached => break,
+            };
+            let Some(Ok(bytes)) = bytes else { break };
             if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
                 break;
             }
@@ -93,6 +107,8 @@ pub(super) struct Attached {
     pub(super) wanted: Wanted,
     pub(super) baseline: Baseline,
     pub(super) follower: Follower,
+    /// What detaches it, in Docker's words; empty for the usual ones.
+    pub(super) keys: String,
 }
 
 /// Takes the place in the log before the answer: what the client starts afterwards is all new.
@@ -118,7 +134,8 @@ pub(super) async fn prepare(app: &App, container: &Container, params: &Params) -
         .await
         .map_err(|e| Failure::internal(format!("cannot read the log of {}: {e}", container.id())))?;
     app.events.send(Message::container(container.spec(), "attach", &[]));
-    Ok(Attached { wanted, baseline, follower })
+    let keys = params.get("detachKeys").unwrap_or_default().to_owned();
+    Ok(Attached { wanted, baseline, follower, keys })
 }
 
 async fn drain(mut reader: impl AsyncRead + Unpin) -> io::Result<u64> {
@@ -181,11 +198,17 @@ async fn send_output(
     }
 }
 
-/// Brings the client's input to the container, from when it runs.
-pub(super) async fn input(app: &App, container: &Container, baseline: Baseline, mut reader: impl AsyncRead + Unpin) {
-    let Some(mut agent) = connect(app, container, baseline).await else {
+/// Brings the client's input to the container, from when it runs. True when the client has typed the keys that detach it.
+pub(super) async fn input(
+    app: &App,
+    container: &Container,
+    baseline: Baseline,
+    keys: &str,
+    mut reader: impl AsyncRead + Unpin,
+) -> bool {
+    let Some(mut agent) = connect(app, container, baseline, keys).await else {
         let _ = drain(reader).await;
-        return;
+        return false;
     };
     let (mut from_agent, mut to_agent) = tokio::io::split(&mut agent);
     // The agent sends nothing that was not asked for, but its end of the stream has to be read to learn that it closed.
@@ -197,12 +220,25 @@ pub(super) async fn input(app: &App, container: &Container, baseline: Baseline, 
         let _ = to_agent.shutdown().await;
         // The stream stays until the agent closes it: closing it whole could overtake the last bytes.
         let _ = drain(&mut from_agent).await;
+    } else if runs(app, container).await {
+        // The agent closed the stream of a container that goes on: only these keys make it.
+        return container.spec().tty;
     } else {
         let _ = drain(reader).await;
     }
+    false
 }
 
-async fn connect(app: &App, container: &Container, baseline: Baseline) -> Option<agent::Raw> {
+/// Whether the container's process runs, by the agent's word.
+async fn runs(app: &App, container: &Container) -> bool {
+    let Ok(request) = agent::request("GET", "/v1/state", Body::empty()) else { return false };
+    let socket = app.agent_socket(container);
+    let answer = tokio::time::timeout(AGENT, agent::pass(&socket, request));
+    let Ok(Ok(answer)) = answer.await else { return false };
+    agent::json(answer).await["containers"][container.id().as_str()]["running"] == true
+}
+
+async fn connect(app: &App, container: &Container, baseline: Baseline, keys: &str) -> Option<agent::Raw> {
     let running = app.store.wait(None, |world| match world.container_even_gone(container.id()) {
         Some((now, false)) if matches!(now.pod.status.phase, Phase::Running | Phase::Stopping) => Some(true),
         Some((now, false)) if !baseline.is_past(&now) => None,
@@ -211,7 +247,8 @@ async fn connect(app: &App, container: &Container, baseline: Baseline) -> Option
     if !running.await? {
         return None;
     }
-    let path = format!("/containers/{}/attach?stream=1&stdin=1", container.id());
+    let keys = proxy::encode(keys);
+    let path = format!("/containers/{}/attach?stream=1&stdin=1&detachKeys={keys}", container.id());
     let deadline = tokio::time::Instant::now() + AGENT;
     loop {
         let request = agent::request("POST", &path, Body::empty()).ok()?;

@@ -4,6 +4,7 @@
 //! that only tunes is accepted with a warning.
 
 use super::request::{DeviceRate, HostConfig, RestartPolicyRequest, Words};
+use super::resources;
 use crate::errors::{Failure, Result};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,16 +14,8 @@ use zone::endpoint::{Protocol, PublishedPort};
 use zone::image::Image;
 use zone::pod::{RestartPolicy, Ulimit};
 
-/// Docker's smallest memory limit.
-const MIN_MEMORY: i64 = 6 << 20;
-/// Guest memory without a limit. The host gives it only as the guest touches it.
-const DEFAULT_VM_MIB: u32 = 512;
-/// What kernel and agent need beside the container's memory.
-const OVERHEAD_MIB: u32 = 64;
-/// The smallest guest that boots well.
-const MIN_VM_MIB: u32 = 128;
-/// The most virtual CPUs of a guest.
-const MAX_VCPUS: u64 = 64;
+/// Half of the log of a container whose log nobody may read, bytes.
+const UNREAD_LOG: u64 = 1 << 20;
 
 /// Checks what the other functions here do not translate; the answer's warnings.
 ///
@@ -30,17 +23,7 @@ const MAX_VCPUS: u64 = 64;
 /// 400 for what is wrong or cannot be done.
 pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
-    memory(host)?;
-    if host.nano_cpus.unwrap_or_default() != 0
-        && (host.cpu_period.unwrap_or_default() != 0 || host.cpu_quota.unwrap_or_default() != 0)
-    {
-        return Err(Failure::invalid(
-            "Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set",
-        ));
-    }
-    if host.nano_cpus.is_some_and(|n| n < 0) {
-        return Err(Failure::invalid("range of CPUs is from 0.01 upwards"));
-    }
+    resources::check(host)?;
     let policy = restart_policy(host.restart_policy.as_ref())?;
     if host.auto_remove.unwrap_or_default() && policy != RestartPolicy::No {
         return Err(Failure::invalid("can't create 'AutoRemove' container with restart policy"));
@@ -80,24 +63,6 @@ pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-fn memory(host: &HostConfig) -> Result<()> {
-    let memory = host.memory.unwrap_or_default();
-    if memory < 0 || (memory > 0 && memory < MIN_MEMORY) {
-        return Err(Failure::invalid("Minimum memory limit allowed is 6MB"));
-    }
-    let swap = host.memory_swap.unwrap_or_default();
-    if swap > 0 && memory == 0 {
-        return Err(Failure::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
-    }
-    if swap > 0 && swap < memory {
-        return Err(Failure::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
-    }
-    if memory > 0 && host.memory_reservation.unwrap_or_default() > memory {
-        return Err(Failure::invalid("Minimum memory limit can not be less than memory reservation limit, see usage"));
-    }
-    Ok(())
-}
-
 fn network_mode(mode: &str) -> Result<()> {
     if mode.starts_with("container:") {
         return Err(Failure::invalid("sharing another container's network (\"container:\") is not supported yet"));
@@ -114,9 +79,9 @@ fn runtime(runtime: &str) -> Result<()> {
 
 fn log_driver(host: &HostConfig) -> Result<()> {
     match host.log_config.as_ref().and_then(|l| l.kind.as_deref()).unwrap_or_default() {
-        "" | "json-file" | "local" => Ok(()),
+        "" | "json-file" | "local" | "none" => Ok(()),
         other => Err(Failure::invalid(format!(
-            "logger: no log driver named '{other}' is registered (there are \"json-file\" and \"local\")"
+            "logger: no log driver named '{other}' is registered (there are \"json-file\", \"local\" and \"none\")"
         ))),
     }
 }
@@ -143,31 +108,6 @@ pub fn restart_policy(policy: Option<&RestartPolicyRequest>) -> Result<RestartPo
             "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
         ))),
     }
-}
-
-/// Memory of the guest for a container's limit in bytes.
-#[must_use]
-pub fn vm_memory_mib(limit: i64) -> u32 {
-    match u32::try_from(limit.max(0).unsigned_abs().div_ceil(1 << 20)) {
-        Ok(0) => DEFAULT_VM_MIB,
-        Ok(mib) => mib.saturating_add(OVERHEAD_MIB).max(MIN_VM_MIB),
-        Err(_) => u32::MAX,
-    }
-}
-
-/// Virtual CPUs of the guest.
-#[must_use]
-pub fn vcpus(host: &HostConfig) -> u8 {
-    let nano = host.nano_cpus.unwrap_or_default();
-    let wanted = match (nano, host.cpu_quota.unwrap_or_default()) {
-        (1.., _) => nano.unsigned_abs().div_ceil(1_000_000_000),
-        (_, quota @ 1..) => {
-            let period = host.cpu_period.filter(|p| *p > 0).unwrap_or(100_000);
-            quota.unsigned_abs().div_ceil(period.unsigned_abs())
-        }
-        _ => 1,
-    };
-    u8::try_from(wanted.clamp(1, MAX_VCPUS)).unwrap_or(1)
 }
 
 /// Capability names without `CAP_`, upper case.
@@ -239,7 +179,12 @@ pub fn rootfs_size(host: &HostConfig) -> Result<u64> {
 /// # Errors
 /// 400 when a value is no number.
 pub fn log_max_bytes(host: &HostConfig) -> Result<u64> {
+    let kind = host.log_config.as_ref().and_then(|l| l.kind.as_deref()).unwrap_or_default();
     let config = host.log_config.as_ref().and_then(|l| l.config.clone()).unwrap_or_default();
+    if kind == "none" {
+        // Attached clients and the exit are served from it.
+        return Ok(UNREAD_LOG);
+    }
     let Some(size) = config.get("max-size").filter(|s| *s != "-1") else { return Ok(0) };
     let size = super::mounts::bytes(size)
         .ok_or_else(|| Failure::invalid(format!("invalid value for max-size: \"{size}\"")))?;
@@ -349,8 +294,6 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_with_a_reason() {
         for (config, part) in [
-            (json!({"Memory": 1024}), "6MB"),
-            (json!({"NanoCpus": 1, "CpuPeriod": 2}), "Conflicting options"),
             (json!({"AutoRemove": true, "RestartPolicy": {"Name": "always"}}), "AutoRemove"),
             (json!({"RestartPolicy": {"Name": "sometimes"}}), "unknown policy 'sometimes'"),
             (json!({"NetworkMode": "container:x"}), "not supported yet"),
@@ -359,16 +302,6 @@ mod tests {
         ] {
             let failure = host_config(&host(config.clone())).unwrap_err();
             assert!(failure.status == 400 && failure.message.contains(part), "{config}: {failure}");
-        }
-    }
-
-    #[test]
-    fn limits_become_the_guests_size() {
-        assert_eq!((vm_memory_mib(0), vm_memory_mib(6 << 20), vm_memory_mib(1 << 30)), (512, 128, 1088));
-        for (config, cpus) in
-            [(json!({}), 1), (json!({"NanoCpus": 1_500_000_000}), 2), (json!({"CpuQuota": 250_000}), 3)]
-        {
-            assert_eq!(vcpus(&host(config)), cpus);
         }
     }
 

@@ -4,7 +4,7 @@
 
 use super::merge::{self, Merged};
 use super::request::{Create, EndpointConfig, HostConfig};
-use super::{checks, mounts, options};
+use super::{checks, health, mounts, options, resources};
 use crate::errors::{Failure, Result};
 use crate::filters::Params;
 use crate::state::World;
@@ -19,6 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use zone::client::Operation;
 use zone::endpoint::{Endpoint, EndpointSpec};
+use zone::health::HealthCheck;
 use zone::network::DEFAULT_NETWORK;
 use zone::pod::{ContainerName, ContainerNameSpec, ContainerSpec, Desired, Pod, PodSpec, RestartPolicy};
 use zone::volume::Volume;
@@ -50,14 +51,14 @@ pub async fn create(
     let host = request.host_config.clone().unwrap_or_default();
     let mut warnings = checks::host_config(&host)?;
     warnings.extend(options::check(&request, &host)?);
-    if raw["Healthcheck"]["Test"].as_array().is_some_and(|t| t.first().is_some_and(|w| w != "NONE")) {
-        warnings.push("health checks are not run yet".into());
-    }
     let reference = request.image.as_deref().unwrap_or_default();
     let image = images::find_or_refresh(&app, reference).await?;
     checks::platform(params.get("platform"), reference, &image)?;
     let merged = merge::merge(&image.status.config["config"], &request)?;
     let project = project::of_map(&merged.labels);
+    let healthcheck = health::merge(&image.status.config["config"]["Healthcheck"], &raw["Healthcheck"])?;
+    let health = health::check(&healthcheck, &image.status.config["config"]["Shell"]);
+    let health = (healthcheck, health);
     for attempt in 0..ATTEMPTS {
         let world = app.store.world();
         let name = match wanted_name {
@@ -76,6 +77,7 @@ pub async fn create(
             request: &request,
             host: &host,
             merged: &merged,
+            health: &health,
             image: ImageId::new(&image.meta.name),
             name,
             volumes: &app.config.volumes,
@@ -144,6 +146,8 @@ struct Draft<'a> {
     request: &'a Create,
     host: &'a HostConfig,
     merged: &'a Merged,
+    /// As `inspect` shows it, and as it is run.
+    health: &'a (Value, Option<HealthCheck>),
     image: ImageId,
     name: String,
     volumes: &'a Path,
@@ -174,11 +178,13 @@ impl Draft<'_> {
             containers: vec![self.container(&id, plan.mounts, &hostname)?],
             desired: Desired::Stopped,
             starts: 0,
+            files_asks: 0,
             restart_policy: checks::restart_policy(self.host.restart_policy.as_ref())?,
             auto_remove: self.host.auto_remove.unwrap_or_default(),
             stop_grace_s: self.request.stop_timeout.unwrap_or(10),
-            memory_mib: checks::vm_memory_mib(self.host.memory.unwrap_or_default()),
-            vcpus: checks::vcpus(self.host),
+            memory_mib: resources::vm_memory_mib(self.host.memory.unwrap_or_default()),
+            vcpus: resources::vcpus(self.host),
+            cpu: resources::cpu_limits(self.host),
             disk_read: checks::rate(
                 self.host.blkio_device_read_bps.as_ref(),
                 self.host.blkio_device_read_iops.as_ref(),
@@ -215,6 +221,9 @@ impl Draft<'_> {
         let (request, host, merged) = (self.request, self.host, self.merged);
         let positive = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
         let mut docker = merge::config_json(self.raw, merged, hostname);
+        if !self.health.0.is_null() {
+            docker.insert("Healthcheck".into(), self.health.0.clone());
+        }
         let mut host_config = merge::host_config_json(&self.raw["HostConfig"]);
         let links = options::links(self.world, host, &self.name)?;
         if !links.is_empty() {
@@ -248,6 +257,7 @@ impl Draft<'_> {
             memory_limit: positive(host.memory),
             pids_limit: host.pids_limit.unwrap_or_default().max(0),
             devices: options::devices(host)?,
+            health: self.health.1.clone(),
             mounts,
             rootfs_size: checks::rootfs_size(host)?,
             log_max_bytes: checks::log_max_bytes(host)?,

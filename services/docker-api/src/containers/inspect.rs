@@ -2,21 +2,28 @@
 //!
 //! The keys are those of Docker Engine at API 1.51, null and empty alike: clients in typed languages depend on both.
 
-use crate::App;
+use super::health;
 use crate::errors::Result;
 use crate::fields::{Answer, fit};
 use crate::filters::Params;
 use crate::names;
+use crate::proxy;
 use crate::state::{Container, World};
 use crate::version::ApiVersion;
+use crate::{App, agent};
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, State};
 use serde_json::{Map, Value, json};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use zone::Resource;
 use zone::endpoint::{Endpoint, EndpointStatus};
 use zone::pod::Mount;
+
+/// How long an agent may take to tell of a container's health.
+const AGENT: Duration = Duration::from_secs(2);
 
 /// `GET /containers/{id}/json`.
 ///
@@ -31,6 +38,12 @@ pub async fn inspect(
     let world = app.store.world();
     let container = world.container(&id)?;
     let mut answer = describe(&app, &world, &container);
+    if container.spec().health.is_some()
+        && container.is_running()
+        && let Some(live) = live_health(&app, &container).await
+    {
+        answer["State"]["Health"] = live;
+    }
     if params.flag("size") {
         super::size::fill(&app, &world, &container, &mut answer);
     }
@@ -54,6 +67,14 @@ fn older(version: ApiVersion, container: &Container, answer: &mut Value) {
             endpoint["Aliases"] = Value::Array(aliases);
         }
     }
+}
+
+/// The agent knows the results since the last change, too; one that does not answer is not waited for.
+async fn live_health(app: &App, container: &Container) -> Option<Value> {
+    let answer = proxy::to_agent(app, container, "GET", "health", None, Body::empty());
+    let answer = tokio::time::timeout(AGENT, answer).await.ok()?.ok().filter(|a| a.status().is_success())?;
+    let live = tokio::time::timeout(AGENT, agent::json(answer)).await.ok()?;
+    live["Log"].is_array().then_some(live)
 }
 
 fn describe(app: &App, world: &World, container: &Container) -> Value {
@@ -115,7 +136,7 @@ fn state(container: &Container) -> Value {
         (None, Some(message)) if !container.is_running() => message.clone(),
         _ => String::new(),
     };
-    json!({
+    let mut state = json!({
         "Dead": false,
         "Error": error,
         "ExitCode": if container.is_running() { 0 } else { status.exit_code },
@@ -128,7 +149,11 @@ fn state(container: &Container) -> Value {
         "Running": container.is_running() || word == "restarting",
         "StartedAt": names::time(status.started_ns),
         "Status": word,
-    })
+    });
+    if container.spec().health.is_some() {
+        state["Health"] = health::json(&status.health.unwrap_or_default());
+    }
+    state
 }
 
 /// `Mounts` of inspect and list.
@@ -414,7 +439,7 @@ pub mod tests {
         let world = sample();
         let app = crate::tests::app();
         let container = world.containers().next().unwrap();
-        // Health comes with health checks; the descriptor exists only where images are kept by containerd.
+        // Only a container with a check has Health; the descriptor exists only where images are kept by containerd.
         let mut ours = describe(&app, &world, &container);
         fit(Answer::Container, ApiVersion(51), &mut ours);
         for legacy in crate::fields::FIELDS.iter().filter(|f| f.answer == Answer::Container && f.until == 51) {

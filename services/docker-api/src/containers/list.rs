@@ -1,6 +1,6 @@
 //! `GET /containers/json`.
 
-use super::inspect;
+use super::{health, inspect};
 use crate::App;
 use crate::errors::{Failure, Result};
 use crate::fields::{Answer, fit};
@@ -132,7 +132,7 @@ fn matches(world: &World, container: &Container, filters: &Filters) -> bool {
         && filters.any("name", |name| name_matches(&spec.name, name))
         && filters.any("status", |s| s == container.state())
         && filters.any("exited", exited)
-        && filters.any("health", |h| h == "none")
+        && filters.any("health", |h| h == health::word(container))
         && filters.any("is-task", |v| v == "false")
         && filters.any("ancestor", ancestor)
         && filters.any("network", |n| {
@@ -221,7 +221,7 @@ fn status_text(container: &Container, now: u64) -> String {
     match container.state() {
         "created" => "Created".into(),
         "paused" => format!("Up {} (Paused)", since(status.started_ns)),
-        "running" => format!("Up {}", since(status.started_ns)),
+        "running" => format!("Up {}{}", since(status.started_ns), health::suffix(container)),
         "restarting" => format!("Restarting ({}) {} ago", status.exit_code, since(status.finished_ns)),
         _ if container.pod.status.phase == Phase::Pending && status.finished_ns == 0 => "Created".into(),
         _ => format!("Exited ({}) {} ago", status.exit_code, since(status.finished_ns)),

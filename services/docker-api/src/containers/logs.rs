@@ -14,11 +14,13 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
-use zone::log::{Record, Stream};
+use zone::log::{Data, Record, Stream};
 
 /// The longest line that is put together; longer ones come in parts.
 const MAX_LINE: usize = 64 * 1024;
+const FOREVER: Duration = Duration::from_secs(86_400);
 /// The most lines that `tail` keeps.
 const MAX_TAIL: usize = 1_000_000;
 
@@ -39,7 +41,9 @@ struct Lines {
 impl Lines {
     fn push(&mut self, record: &Record, out: &mut Vec<Line>) {
         let Some((stream, bytes)) = record.data.as_output() else {
-            self.flush(out);
+            if !matches!(record.data, Data::Health(_)) {
+                self.flush(out);
+            }
             return;
         };
         let slot = &mut self.partial[usize::from(stream == Stream::Stderr)];
@@ -109,6 +113,9 @@ pub async fn logs(
     params: Params,
 ) -> Result<Response> {
     let container = app.store.world().container(&id)?;
+    if container.spec().docker["HostConfig"]["LogConfig"]["Type"] == "none" {
+        return Err(Failure::internal("configured logging driver does not support reading"));
+    }
     let time = |name: &str| params.get(name).filter(|v| *v != "0").map(stream_time).transpose();
     let wanted = Wanted {
         stdout: params.flag("stdout"),
@@ -181,9 +188,12 @@ async fn send(
             if over || !wanted.follow || wanted.until.is_some_and(|u| zone::time::now_ns() > u) {
                 return Ok(());
             }
+            let left = wanted.until.map(|until| until.saturating_sub(zone::time::now_ns()));
             tokio::select! {
                 () = follower.changed() => {}
                 () = sender.closed() => return Ok(()),
+                // Once more after that: what was written until then may be there only now.
+                () = tokio::time::sleep(left.map_or(FOREVER, Duration::from_nanos)), if left.is_some() => {}
             }
         }
     }
@@ -192,7 +202,6 @@ async fn send(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zone::log::Data;
 
     fn record(number: u64, data: Data) -> Record {
         Record { run: 1, number, time_ns: number, container: "c".into(), data }

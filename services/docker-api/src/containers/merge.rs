@@ -30,7 +30,8 @@ impl Merged {
     }
 }
 
-fn strings(value: &Value) -> Option<Vec<String>> {
+/// A list of words; none when it is no list.
+pub fn strings(value: &Value) -> Option<Vec<String>> {
     value.as_array().map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 

@@ -6,6 +6,7 @@ mod checks;
 mod create;
 mod exec;
 mod follow;
+mod health;
 mod inspect;
 mod lifecycle;
 mod list;
@@ -16,6 +17,7 @@ pub mod mounts;
 mod options;
 mod remove;
 pub mod request;
+mod resources;
 mod size;
 mod stats;
 mod tmpfs;
@@ -23,6 +25,7 @@ mod update;
 mod wait;
 mod websocket;
 
+pub use archive::pass as with_files;
 pub use exec::KnownExec;
 pub use inspect::short_endpoint;
 #[cfg(test)]

@@ -93,6 +93,7 @@ pub struct HostConfig {
     pub blkio_device_write_iops: Option<Vec<DeviceRate>>,
     pub cpu_period: Option<i64>,
     pub cpu_quota: Option<i64>,
+    pub cpu_shares: Option<i64>,
     pub pids_limit: Option<i64>,
     pub storage_opt: Option<BTreeMap<String, String>>,
     pub log_config: Option<LogConfig>,

@@ -3,12 +3,15 @@
 use super::checks;
 use super::create::name_taken;
 use super::request::{HostConfig, RestartPolicyRequest};
-use crate::App;
+use super::resources;
 use crate::errors::{Failure, Result};
 use crate::filters::Params;
 use crate::names;
+use crate::proxy;
+use crate::state::Container;
+use crate::{App, agent};
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -65,7 +68,8 @@ pub async fn rename(State(app): State<Arc<App>>, Path(id): Path<String>, params:
     Err(Failure::conflict(format!("container {id} is being changed by somebody else; try again")))
 }
 
-/// `POST /containers/{id}/update`: restart policy at once; memory and CPUs from the next start on.
+/// `POST /containers/{id}/update`: restart policy, quota and weight of the CPUs at once; memory and processes at once as far as
+/// the guest is large enough, else from the next start on.
 ///
 /// # Errors
 /// 400 for what is wrong.
@@ -83,44 +87,79 @@ pub async fn update(State(app): State<Arc<App>>, Path(id): Path<String>, body: B
         ));
     }
     // The limits belong together, so what is not given is taken from what is there.
-    checks::host_config(&HostConfig { restart_policy: None, ..wanted.clone() })?;
-    let memory = wanted.memory.filter(|m| *m > 0);
-    let cpus = wanted.nano_cpus.unwrap_or_default() > 0 || wanted.cpu_quota.unwrap_or_default() > 0;
+    let mut config = container.spec().docker["HostConfig"].clone();
+    note(&mut config, &raw, named.is_some());
+    let whole: HostConfig = serde_json::from_value(config.clone()).unwrap_or_default();
+    resources::check(&whole)?;
+    let memory = whole.memory.unwrap_or_default();
+    let mut vcpus = 0;
     app.store
         .modify_spec::<Pod>(&container.pod.meta.name, |spec| {
             if let Some(policy) = named {
                 spec.restart_policy = policy;
             }
-            if let Some(memory) = memory {
-                spec.memory_mib = checks::vm_memory_mib(memory);
-            }
-            if cpus {
-                spec.vcpus = checks::vcpus(&wanted);
-            }
+            spec.memory_mib = resources::vm_memory_mib(memory);
+            vcpus = resources::vcpus(&whole);
+            (spec.vcpus, spec.cpu) = (vcpus, resources::cpu_limits(&whole));
             for one in spec.containers.iter_mut().filter(|c| c.id == *container.id()) {
-                if let Some(memory) = memory {
-                    one.memory_limit = memory.unsigned_abs();
-                }
-                if let Some(pids) = wanted.pids_limit {
-                    one.pids_limit = pids.max(0);
-                }
-                note(&mut one.docker["HostConfig"], &raw, named.is_some());
+                one.memory_limit = memory.max(0).unsigned_abs();
+                one.pids_limit = whole.pids_limit.unwrap_or_default().max(0);
+                one.docker["HostConfig"] = config.clone();
             }
             true
         })
         .await?;
-    let later = container.is_active() && (memory.is_some() || cpus);
-    let warnings = later.then_some(["memory and CPUs change with the container's next start"]);
-    Ok(Json(json!({ "Warnings": warnings })))
+    let mut warnings = Vec::new();
+    if container.is_running() {
+        if vcpus > container.pod.spec.vcpus {
+            warnings.push(format!("the container has {} CPU(s) until its next start", container.pod.spec.vcpus));
+        }
+        limit_guest(&app, &container, &whole, &mut warnings).await?;
+    }
+    Ok(Json(json!({ "Warnings": (!warnings.is_empty()).then_some(warnings) })))
+}
+
+/// Memory and processes are bound inside the guest.
+async fn limit_guest(app: &App, container: &Container, wanted: &HostConfig, warnings: &mut Vec<String>) -> Result<()> {
+    let memory = wanted.memory.unwrap_or_default().max(0).unsigned_abs();
+    let most = resources::most_memory(container.pod.spec.memory_mib);
+    if memory > most {
+        warnings.push(format!("the container has {} MiB of memory at most until its next start", most >> 20));
+    }
+    let limits = json!({"memory": memory.min(most), "pids": wanted.pids_limit.unwrap_or_default().max(0)});
+    let answer = proxy::to_agent(app, container, "POST", "limits", None, Body::from(limits.to_string())).await?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let text = agent::json(answer).await["message"].as_str().unwrap_or("no reason given").to_owned();
+    Err(Failure { status, message: format!("Cannot update container {}: {text}", container.id()) })
 }
 
 /// What `inspect` shows.
 fn note(config: &mut Value, raw: &Value, policy: bool) {
-    const KEYS: [&str; 6] = ["Memory", "MemorySwap", "NanoCpus", "CpuPeriod", "CpuQuota", "PidsLimit"];
+    const KEYS: [&str; 10] = [
+        "Memory",
+        "MemorySwap",
+        "MemoryReservation",
+        "NanoCpus",
+        "CpuPeriod",
+        "CpuQuota",
+        "CpuShares",
+        "CpusetCpus",
+        "PidsLimit",
+        "BlkioWeight",
+    ];
     for key in KEYS {
-        if raw[key].as_i64().is_some_and(|n| n != 0) {
+        if raw[key].as_i64().is_some_and(|n| n != 0) || raw[key].as_str().is_some_and(|s| !s.is_empty()) {
             config[key] = raw[key].clone();
         }
+    }
+    // One way to say it replaces the other.
+    if raw["NanoCpus"].as_i64().is_some_and(|n| n > 0) {
+        (config["CpuPeriod"], config["CpuQuota"]) = (json!(0), json!(0));
+    } else if raw["CpuQuota"].as_i64().is_some_and(|n| n != 0) {
+        config["NanoCpus"] = json!(0);
     }
     if policy {
         config["RestartPolicy"] = raw["RestartPolicy"].clone();

@@ -29,6 +29,8 @@ const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
+/// Why a connection is closed: it has done what it was for.
+const ALL_IS_WELL: u16 = 1000;
 /// The longest content of a control frame.
 const MAX_CONTROL: u64 = 125;
 /// How much of a message is passed on at a time.
@@ -46,7 +48,7 @@ pub async fn attach(
 ) -> Result<Response> {
     let container = app.store.world().container(&id)?;
     let accept = accept_key(request.headers())?;
-    let Attached { wanted, baseline, follower } = attach::prepare(&app, &container, &params).await?;
+    let Attached { wanted, baseline, follower, keys } = attach::prepare(&app, &container, &params).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(raw) = upgrade.await else { return };
@@ -54,10 +56,15 @@ pub async fn attach(
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(attach::output(follower, baseline, wanted, Framing::Raw, sender));
         let (control, answers) = mpsc::channel(8);
+        // Weak: that nobody receives any more has to be seen.
+        let detach = control.downgrade();
         let (to_input, from_client) = tokio::io::duplex(PIECE);
         let input = tokio::spawn(async move {
             if wanted.stdin && wanted.stream {
-                attach::input(&app, &container, baseline, from_client).await;
+                let detached = attach::input(&app, &container, baseline, &keys, from_client).await;
+                if let Some(control) = detach.upgrade().filter(|_| detached) {
+                    let _ = control.send((CLOSE, ALL_IS_WELL.to_be_bytes().to_vec())).await;
+                }
             } else {
                 let _ = tokio::io::copy(&mut { from_client }, &mut tokio::io::sink()).await;
             }
@@ -130,8 +137,7 @@ async fn send(
             piece = output.recv() => match piece {
                 Some(Ok(bytes)) => writer.write_all(&frame(BINARY, &bytes)).await?,
                 Some(Err(_)) | None => {
-                    // 1000: all is well.
-                    writer.write_all(&frame(CLOSE, &1000u16.to_be_bytes())).await?;
+                    writer.write_all(&frame(CLOSE, &ALL_IS_WELL.to_be_bytes())).await?;
                     return writer.shutdown().await;
                 }
             },

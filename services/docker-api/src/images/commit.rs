@@ -34,8 +34,7 @@ const KEPT: [&str; 12] = [
 /// # Errors
 /// 404 when there is no such container.
 pub async fn layer(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response> {
-    let container = crate::proxy::running(&app, &id)?;
-    to_agent(&app, &container, "GET", "layer", None, Body::empty()).await
+    crate::containers::with_files(&app, &id, "GET", "layer", None, Body::empty()).await
 }
 
 /// `POST /commit`.

@@ -5,6 +5,7 @@
 
 use super::Chunks;
 use super::pack::{MAX_DEPTH, Packer, names_in};
+use crate::agent::Agent;
 use crate::changes::{OURS, is_opaque};
 use crate::container::Container;
 use crate::http::response::Answer;
@@ -19,9 +20,10 @@ use std::sync::Arc;
 use tar::EntryType;
 
 /// `GET /layer`.
-pub fn get(container: &Container) -> Result<Answer, Refusal> {
+pub fn get(agent: &Arc<Agent>, container: &Container) -> Result<Answer, Refusal> {
     let upper = open_folder(rustix::fs::CWD, &container.rootfs.upper)
         .or_else(|e| refuse(500, format!("cannot read what container {} changed: {e}", container.id())))?;
+    let busy = agent.stream();
     let work = move |stream: &Arc<Stream>| {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
         let mut out: &Stream = stream;
@@ -36,6 +38,7 @@ pub fn get(container: &Container) -> Result<Answer, Refusal> {
             Ok(()) => drop(out.write_all(b"0\r\n\r\n")),
             Err(error) => crate::console::say(&format!("cannot archive a layer: {error}")),
         }
+        drop(busy);
     };
     Ok(Answer::Download(Box::new(work)))
 }

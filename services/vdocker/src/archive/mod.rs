@@ -7,6 +7,7 @@ pub mod layer;
 pub mod pack;
 pub mod unpack;
 
+use crate::agent::Agent;
 use crate::container::Container;
 use crate::http::request::Request;
 use crate::http::response::{Answer, Response};
@@ -16,7 +17,8 @@ use crate::stats::rfc3339;
 use crate::user::Users;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustix::fs::{FileType, OFlags, Stat, StatVfsMountFlags};
+use rustix::fs::{CWD, FileType, OFlags, Stat, StatVfsMountFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use serde_json::json;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -104,27 +106,41 @@ pub fn head(container: &Container, request: &Request) -> Result<Answer, Refusal>
 }
 
 /// `GET`: a tar archive of it.
-pub fn get(container: &Container, request: &Request) -> Result<Answer, Refusal> {
+pub fn get(agent: &Arc<Agent>, container: &Container, request: &Request) -> Result<Answer, Refusal> {
     let target = target(container, request)?;
-    let header = stat_header(container, &target);
+    let header = format!("{HEADER}: {}\r\n", stat_header(container, &target));
+    Ok(download(agent, target.handle, target.base, header))
+}
+
+/// `GET /export`: a tar archive of the root, its names without a leading slash, and without what is mounted in it.
+pub fn export(agent: &Arc<Agent>, container: &Container) -> Result<Answer, Refusal> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let bare = open_tree(CWD, &container.rootfs.path, flags)
+        .or_else(|e| refuse(500, format!("cannot export container {}: {e}", container.id())))?;
+    Ok(download(agent, bare, String::new(), String::new()))
+}
+
+fn download(agent: &Arc<Agent>, handle: OwnedFd, base: String, header: String) -> Answer {
+    let busy = agent.stream();
     let work = move |stream: &Arc<Stream>| {
         let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\n{HEADER}: {header}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+            "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\n{header}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         );
         let mut out: &Stream = stream;
         let mut chunks = Chunks(stream);
         // An archive that breaks off has no last chunk: the client sees that it is not whole.
         let sent = out.write_all(head.as_bytes()).and_then(|()| {
             let mut buffered = io::BufWriter::with_capacity(64 * 1024, &mut chunks);
-            pack::pack(&target.handle, &target.base, &mut buffered)?;
+            pack::pack(&handle, &base, &mut buffered)?;
             buffered.flush()
         });
         match sent {
             Ok(()) => drop(out.write_all(b"0\r\n\r\n")),
-            Err(error) => crate::console::say(&format!("cannot archive {}: {error}", target.path.display())),
+            Err(error) => crate::console::say(&format!("cannot archive {base}: {error}")),
         }
+        drop(busy);
     };
-    Ok(Answer::Download(Box::new(work)))
+    Answer::Download(Box::new(work))
 }
 
 /// Writes each piece as a chunk.

@@ -18,14 +18,16 @@ const MAX_LINKS: usize = 100_000;
 pub(super) struct Packer<W: Write> {
     pub(super) tar: Builder<W>,
     links: HashMap<(u64, u64), Vec<u8>>,
+    bare: bool,
 }
 
-/// Archives what `handle` (an `O_PATH` descriptor) is, under the name `base`; a folder with everything below.
+/// Archives what `handle` (an `O_PATH` descriptor) is, under the name `base`; a folder with everything below. Without a name
+/// only what is below has entries.
 ///
 /// # Errors
 /// When something cannot be read, or the archive not be written.
 pub fn pack<W: Write>(handle: impl AsFd, base: &str, out: W) -> io::Result<()> {
-    let mut packer = Packer::new(out);
+    let mut packer = Packer { bare: base.is_empty(), ..Packer::new(out) };
     // Docker's names for the root are `/` and `/x`.
     let name = if base == "/" { Vec::new() } else { base.as_bytes().to_vec() };
     packer.entry(handle.as_fd(), None, &name, 0)?;
@@ -34,7 +36,7 @@ pub fn pack<W: Write>(handle: impl AsFd, base: &str, out: W) -> io::Result<()> {
 
 impl<W: Write> Packer<W> {
     pub(super) fn new(out: W) -> Self {
-        Self { tar: Builder::new(out), links: HashMap::new() }
+        Self { tar: Builder::new(out), links: HashMap::new(), bare: false }
     }
 
     /// One entry: `child` of the folder `at`, or `at` itself.
@@ -61,7 +63,9 @@ impl<W: Write> Packer<W> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let folder = open(OFlags::RDONLY | OFlags::DIRECTORY)?;
-                self.append(&stat, EntryType::Directory, &[name, b"/"].concat(), None, &[], io::empty())?;
+                if !self.bare || !name.is_empty() {
+                    self.append(&stat, EntryType::Directory, &[name, b"/"].concat(), None, &[], io::empty())?;
+                }
                 self.children(folder.as_fd(), name, depth)
             }
             FileType::Symlink => {
@@ -82,7 +86,8 @@ impl<W: Write> Packer<W> {
             return Err(io::Error::other(format!("folders are nested deeper than {MAX_DEPTH}")));
         }
         for child in names_in(folder)? {
-            self.entry(folder, Some(&child), &[name, b"/", child.to_bytes()].concat(), depth + 1)?;
+            let below: &[u8] = if self.bare && name.is_empty() { b"" } else { b"/" };
+            self.entry(folder, Some(&child), &[name, below, child.to_bytes()].concat(), depth + 1)?;
         }
         Ok(())
     }

@@ -59,8 +59,10 @@ fn accept_all(agent: &Arc<Agent>, listener: &OwnedFd) {
             continue;
         }
         let (agent, count) = (Arc::clone(agent), Arc::clone(&open));
+        let counted = agent.connection();
         let served = spawn("connection", move || {
             connection(&agent, &Arc::new(stream));
+            drop(counted);
             count.fetch_sub(1, Ordering::Relaxed);
         });
         if !served {

@@ -7,6 +7,7 @@ use crate::attach;
 use crate::container::Container;
 use crate::exec::{Exec, set_size};
 use crate::{archive, changes, devices, signals, stats, top};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -83,24 +84,35 @@ fn container_action(
     id: &str,
     action: &str,
 ) -> Result<Answer, Refusal> {
-    let Some(container) = agent.containers.get(id) else { return refuse(404, format!("No such container: {id}")) };
+    let Some(container) = agent.containers.get(id) else {
+        return match agent.failures.get(id) {
+            Some(why) => refuse(500, format!("the files of container {id} cannot be reached: {why}")),
+            None => refuse(404, format!("No such container: {id}")),
+        };
+    };
     match (method, action) {
         ("POST", "attach") => running(container).map(|()| Answer::Upgrade(attach::attach(agent, container, request))),
         ("POST", "kill") => kill(container, request.query("signal")),
         ("POST", "resize") => resize(container.terminal.get(), request),
+        ("POST", "limits") => limits(container, request),
         ("POST", "pause") => pause(container, true),
         ("POST", "unpause") => pause(container, false),
         ("GET", "top") => {
             running(container).map(|()| Response::json(200, &top::top(container, request.query("ps_args"))).into())
         }
         ("GET", "stats") => running(container).map(|()| Response::json(200, &stats::sample(container)).into()),
+        ("GET", "health") => Ok(Response::json(200, &container.health.inspect()).into()),
         ("GET", "changes") => {
             Ok(Response::json(200, &changes::changes(&container.rootfs.lower, &container.rootfs.upper)).into())
         }
-        ("GET", "layer") => archive::layer::get(container),
+        ("GET", "layer") => archive::layer::get(agent, container),
         ("HEAD", "archive") => archive::head(container, request),
-        ("GET", "archive") => archive::get(container, request),
-        ("PUT", "archive") => archive::put(container, request),
+        ("GET", "archive") => archive::get(agent, container, request),
+        ("PUT", "archive") => {
+            let _busy = agent.stream();
+            archive::put(container, request)
+        }
+        ("GET", "export") => archive::export(agent, container),
         ("POST", "exec") => create_exec(agent, container, request),
         _ => refuse(404, "page not found"),
     }
@@ -154,6 +166,21 @@ fn pause(container: &Container, paused: bool) -> Result<Answer, Refusal> {
     let Some(cgroup) = &container.cgroup else { return refuse(501, "the guest's kernel has no control groups") };
     cgroup.freeze(paused).or_else(|e| refuse(500, format!("cannot freeze container {}: {e}", container.id())))?;
     container.set_paused(paused);
+    Ok(Response::empty(204).into())
+}
+
+/// Limits of a control group; 0 means none.
+#[derive(Debug, Deserialize)]
+struct Limits {
+    memory: u64,
+    pids: u64,
+}
+
+fn limits(container: &Container, request: &mut Request) -> Result<Answer, Refusal> {
+    let wanted: Limits = request.json()?;
+    running(container)?;
+    let Some(cgroup) = &container.cgroup else { return refuse(501, "the guest's kernel has no control groups") };
+    cgroup.limit(wanted.memory, wanted.pids).or_else(|e| refuse(500, format!("cannot set the limits: {e}")))?;
     Ok(Response::empty(204).into())
 }
 
