@@ -354,7 +354,8 @@ impl Volumes<'_> {
     fn attach(&mut self, mut wanted: Wanted) -> Result<Attached, Needs> {
         let name = &wanted.volume.clone();
         let Some(volume) = self.view.volumes.get(name) else {
-            return Err(Needs::Failed(format!("get {name}: no such volume")));
+            // Made together with the pod, it may reach this copy after it.
+            return Err(Needs::Waiting(format!("get {name}: no such volume")));
         };
         if let Some(error) = &volume.status.error {
             return Err(Needs::Failed(format!("volume {name}: {error}")));
