@@ -93,8 +93,8 @@ fn v03_limits_are_what_the_guest_sees_and_change_while_it_runs() {
         let said = qemu_tests::inside(&["systemctl", "show", "-p", "CPUQuotaPerSecUSec", &unit]).ok();
         if said.contains("=500ms") { Ok(()) } else { Err(said) }
     });
-    let script = "dd if=/dev/zero of=/dev/shm/a bs=1M count=60; dd if=/dev/zero of=/dev/null bs=200M count=1";
-    let said = docker(&["run", "--name", "greedy", "-m", "32m", "busybox", "sh", "-c", script]);
+    let fill = ["dd", "if=/dev/zero", "of=/dev/shm/a", "bs=1M", "count=60"];
+    let said = docker(&[&["run", "--name", "greedy", "-m", "32m", "busybox"], &fill[..]].concat());
     assert_eq!((said.code, inspect("greedy", "{{.State.OOMKilled}}")), (137, "true".into()), "{}", said.err);
 }
 

@@ -105,6 +105,8 @@ impl Container {
             Phase::Running | Phase::Stopping if status.paused => "paused",
             Phase::Running | Phase::Stopping => "running",
             Phase::Restarting => "restarting",
+            // Its policy starts it again: `exited` is said only when that is over.
+            Phase::Starting if self.pod.status.restart_count > 0 => "restarting",
             Phase::Pending | Phase::Created | Phase::Starting | Phase::Exited if status.started_ns == 0 => "created",
             Phase::Pending | Phase::Created | Phase::Starting | Phase::Exited => "exited",
         }
