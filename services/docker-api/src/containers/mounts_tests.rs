@@ -1,3 +1,5 @@
+//! What mounts of a create become, and what is refused in Docker's words.
+
 use super::*;
 use serde_json::{Value, json};
 
