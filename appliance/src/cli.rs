@@ -244,10 +244,10 @@ pub struct Bench {
 /// `cache`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Cache {
-    /// Remove what no build has used for a while
+    /// Remove what the last build of no checkout needs
     Gc {
-        /// How long, in days
-        #[arg(long, value_name = "DAYS", default_value_t = 14)]
+        /// Keep what any build has used in so many days, too
+        #[arg(long, value_name = "DAYS", default_value_t = 0)]
         days: u32,
     },
 }

@@ -97,11 +97,11 @@ fn refresh_lock(source: &cli::Source) -> Result<()> {
 }
 
 fn collect_cache(days: u32) -> Result<()> {
-    let removed = build::collect_cache(None, Duration::from_secs(u64::from(days) * 24 * 3600))?;
-    for path in &removed {
+    let collected = build::collect_cache(None, Duration::from_secs(u64::from(days) * 24 * 3600))?;
+    for path in &collected.removed {
         print(&format!("removed {}", path.display()));
     }
-    print(&format!("{} entries removed", removed.len()));
+    print(&format!("{} removed, {} kept, {} MiB freed", collected.removed.len(), collected.kept, collected.freed_mib));
     Ok(())
 }
 

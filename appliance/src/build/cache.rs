@@ -2,19 +2,28 @@
 //!
 //! `STEP/KEY/` is an entry; it appears by one rename when it is whole, so that a build killed at any time leaves nothing
 //! half-made in use. What was begun lies in `tmp/` and is removed by the next build that is alone. Builds share the cache: each
-//! step is made by one of them while others that need it wait. Collecting waits until nobody builds.
+//! step is made by one of them while others that need it wait.
+//!
+//! `builds/` holds a list for each checkout and kind of image: what its last whole build was made from. Collecting removes what is
+//! on none of them; it waits for no build and is refused while one runs.
 
 use super::error::{At, Error, Result};
 use super::host::Host;
 use super::key::Key;
 use super::{Outcome, Progress};
 use rustix::fs::{FlockOperation, flock};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Room that a cold build needs.
-const NEEDED_MIB: u64 = 9 * 1024;
+/// Room that a cold build needs, which begins with a tree.
+const COLD_MIB: u64 = 9 * 1024;
+/// Room that any later step needs with those after it.
+const STEP_MIB: u64 = 3 * 1024;
+/// The folder of the lists of what is needed.
+const BUILDS: &str = "builds";
 
 /// An open cache; it is not collected as long as this lives.
 pub struct Cache {
@@ -23,6 +32,19 @@ pub struct Cache {
     lock: File,
     /// Whether no other build was there when this one began: it has the plain names of logs.
     first: bool,
+    /// The entries that this build has used, as `STEP/KEY`.
+    used: RefCell<BTreeSet<String>>,
+}
+
+/// What collecting has done.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// The entries that are gone.
+    pub removed: Vec<PathBuf>,
+    /// How many stay.
+    pub kept: usize,
+    /// How much more room the disk has.
+    pub freed_mib: u64,
 }
 
 /// Where the cache lies when the caller does not say.
@@ -50,7 +72,7 @@ impl Cache {
         let path = root.join("lock");
         let lock = File::create(&path).at("open", &path)?;
         let first = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        let cache = Self { root, host, lock, first };
+        let cache = Self { root, host, lock, first, used: RefCell::default() };
         if first {
             for left in fs::read_dir(cache.root.join("tmp")).at("read", &cache.root)?.flatten() {
                 cache.host.remove(&left.path())?;
@@ -63,17 +85,19 @@ impl Cache {
         Ok(cache)
     }
 
-    /// Fails unless the disk has room for a cold build.
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`].
-    pub fn check_space(&self) -> Result<()> {
-        let fs = rustix::fs::statvfs(&self.root).at("measure", &self.root)?;
-        let free_mib = fs.f_bavail.saturating_mul(fs.f_frsize) >> 20;
-        if free_mib < NEEDED_MIB {
-            return Err(Error::NoSpace { path: self.root.clone(), free_mib, needed_mib: NEEDED_MIB });
+    /// Fails unless the disk has room for a step and what comes after it.
+    fn check_space(&self, step: &str) -> Result<()> {
+        let needed_mib = if step.starts_with("tree-") { COLD_MIB } else { STEP_MIB };
+        let free_mib = self.free_mib()?;
+        if free_mib < needed_mib {
+            return Err(Error::NoSpace { path: self.root.clone(), free_mib, needed_mib });
         }
         Ok(())
+    }
+
+    fn free_mib(&self) -> Result<u64> {
+        let fs = rustix::fs::statvfs(&self.root).at("measure", &self.root)?;
+        Ok(fs.f_bavail.saturating_mul(fs.f_frsize) >> 20)
     }
 
     /// A file for a step's output.
@@ -122,6 +146,7 @@ impl Cache {
         let entry = self.root.join(step).join(&hex);
         let started = Instant::now();
         progress.started(step);
+        self.used.borrow_mut().insert(format!("{step}/{hex}"));
         let name = format!("{step}-{hex}");
         let _alone = if entry.is_dir() { None } else { Some(self.alone(&name, progress)?) };
         if entry.is_dir() {
@@ -132,7 +157,7 @@ impl Cache {
         }
         let parent = self.root.join(step);
         fs::create_dir_all(&parent).at("make", &parent)?;
-        self.check_space()?;
+        self.check_space(step)?;
         let temp = self.root.join("tmp").join(name);
         if temp.exists() {
             // A build was killed while others went on.
@@ -159,29 +184,72 @@ impl Cache {
         if to.exists() { self.host.remove(entry) } else { fs::rename(entry, &to).at("put in place", &to) }
     }
 
-    /// Removes entries that no build has used for `age`, when no build runs; returns what it removed.
+    /// Notes that the last whole build of `what` in `workspace` is made from the entries that were used since the cache was opened.
     ///
     /// # Errors
-    /// When a build runs, the cache cannot be read, or an entry cannot be removed.
-    pub fn collect(&self, age: Duration) -> Result<Vec<PathBuf>> {
+    /// When the list cannot be written.
+    pub fn keep_for(&self, workspace: &Path, what: &str) -> Result<()> {
+        let name = Key::new(BUILDS, 1).text("workspace", &workspace.to_string_lossy()).text("what", what).hex();
+        let lines: Vec<_> = self.used.borrow().iter().cloned().collect();
+        let path = self.kept(BUILDS)?.join(&name);
+        let new = self.root.join("tmp").join(name);
+        fs::write(&new, format!("{}\n{}\n", workspace.display(), lines.join("\n"))).at("write", &new)?;
+        fs::rename(&new, &path).at("write", &path)
+    }
+
+    /// The entries that the last builds need; forgets the builds of checkouts that are gone.
+    fn needed(&self) -> Result<BTreeSet<String>> {
+        let dir = self.kept(BUILDS)?;
+        let mut needed = BTreeSet::new();
+        for list in fs::read_dir(&dir).at("read", &dir)?.flatten() {
+            let text = super::host::read(&list.path())?;
+            let mut lines = text.lines();
+            if lines.next().is_some_and(|workspace| Path::new(workspace).join("image-recipes").is_dir()) {
+                needed.extend(lines.map(str::to_owned));
+            } else {
+                fs::remove_file(list.path()).at("remove", list.path())?;
+            }
+        }
+        if needed.is_empty() { Err(Error::NothingNeeded { path: self.root.clone() }) } else { Ok(needed) }
+    }
+
+    /// Removes entries that no checkout's last build needs and no build has used for `age`.
+    ///
+    /// # Errors
+    /// When a build runs or none was ever whole, the cache cannot be read, or an entry cannot be removed.
+    pub fn collect(&self, age: Duration) -> Result<Collected> {
         if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(Error::CacheInUse { path: self.root.clone() });
         }
-        let mut removed = Vec::new();
+        let (needed, before) = (self.needed()?, self.free_mib()?);
+        let old = |path: &Path| {
+            let used = fs::metadata(path).and_then(|meta| meta.modified());
+            used.is_ok_and(|used| SystemTime::now().duration_since(used).is_ok_and(|idle| idle >= age))
+        };
+        let mut collected = Collected::default();
         for step in fs::read_dir(&self.root).at("read", &self.root)?.flatten().filter(|e| e.path().is_dir()) {
             for entry in fs::read_dir(step.path()).at("read", step.path())?.flatten() {
-                let used = fs::metadata(entry.path().join(".used")).and_then(|m| m.modified());
-                let Ok(used) = used else { continue };
-                if SystemTime::now().duration_since(used).is_ok_and(|idle| idle >= age) {
-                    // Away by one rename first: whenever this is killed, no entry is half there.
-                    let gone = self.root.join("tmp").join(format!("gone-{}", entry.file_name().display()));
-                    fs::rename(entry.path(), &gone).at("remove", entry.path())?;
-                    self.host.remove(&gone)?;
-                    removed.push(entry.path());
+                let (path, used) = (entry.path(), entry.path().join(".used"));
+                if !used.exists() {
+                    continue;
                 }
+                let name = format!("{}/{}", step.file_name().display(), entry.file_name().display());
+                if needed.contains(&name) || !old(&used) {
+                    collected.kept += 1;
+                    continue;
+                }
+                // Away by one rename first: whenever this is killed, no entry is half there.
+                let gone = self.root.join("tmp").join(format!("gone-{}", entry.file_name().display()));
+                fs::rename(&path, &gone).at("remove", &path)?;
+                self.host.remove(&gone)?;
+                collected.removed.push(path);
             }
         }
-        Ok(removed)
+        for log in fs::read_dir(self.root.join("logs")).at("read", &self.root)?.flatten().filter(|e| old(&e.path())) {
+            fs::remove_file(log.path()).at("remove", log.path())?;
+        }
+        collected.freed_mib = self.free_mib()?.saturating_sub(before);
+        Ok(collected)
     }
 }
 
@@ -227,13 +295,44 @@ mod tests {
         assert!(!entry.join("half").exists());
     }
 
+    fn made(cache: &Cache, key: u32) -> PathBuf {
+        cache.step(&mut Quiet, "step", Key::new("step", key), |_, _| Ok(())).unwrap()
+    }
+
     #[test]
     fn nothing_is_collected_while_a_build_runs() {
         let dir = tempfile::tempdir().unwrap();
         let build = open(dir.path());
-        build.step(&mut Quiet, "step", Key::new("step", 1), |_, _| Ok(())).unwrap();
+        made(&build, 1);
         assert!(matches!(open(dir.path()).collect(Duration::ZERO), Err(Error::CacheInUse { .. })));
-        drop(build);
-        assert_eq!(open(dir.path()).collect(Duration::ZERO).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_the_last_build_of_a_checkout_needs_stays() {
+        let (dir, checkout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(checkout.path().join("image-recipes")).unwrap();
+        let build = |keys: &[u32]| {
+            let cache = open(dir.path());
+            let entries: Vec<_> = keys.iter().map(|key| made(&cache, *key)).collect();
+            cache.keep_for(checkout.path(), "release").unwrap();
+            entries
+        };
+        let (before, after) = (build(&[1, 2]), build(&[2, 3]));
+        assert!(open(dir.path()).collect(Duration::from_secs(3600)).unwrap().removed.is_empty());
+        let collected = open(dir.path()).collect(Duration::ZERO).unwrap();
+        assert_eq!((&collected.removed[..], collected.kept), (&before[..1], 2));
+        assert!(after.iter().all(|entry| entry.is_dir()));
+    }
+
+    #[test]
+    fn a_cache_without_a_whole_build_is_left_alone() {
+        let (dir, checkout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let entry = {
+            let cache = open(dir.path());
+            cache.keep_for(checkout.path(), "release of a checkout that is gone").unwrap();
+            made(&cache, 1)
+        };
+        assert!(matches!(open(dir.path()).collect(Duration::ZERO), Err(Error::NothingNeeded { .. })));
+        assert!(entry.is_dir());
     }
 }

@@ -54,7 +54,8 @@ pub fn zfs_modules(
         return Err(Error::KernelMismatch { root: kernel, headers });
     }
     let key = Key::new("zfs-modules", 1).text("kernel", &headers).text("script", ZFS).text("tree", &build.identity());
-    cache.step(progress, "zfs-modules", key, |dir, _| {
+    cache.step(progress, "zfs-modules", key, |dir, progress| {
+        host.may("zfs-modules", progress)?;
         host::run("zfs-modules", &cache.log("zfs-modules"), &mut chroot(host, &build.path, dir, ZFS))
     })
 }
@@ -79,6 +80,7 @@ pub fn guest_kernel(
         .text("source", &source)
         .text("compiler", &compiler);
     cache.step(progress, "guest-kernel", key, |dir, progress| {
+        host.may("guest-kernel", progress)?;
         fs::write(dir.join("fragment"), &fragment).at("write", dir)?;
         host::run("guest-kernel", &cache.log("guest-kernel"), &mut chroot(host, &build.path, dir, GUEST_KERNEL))?;
         let lost = lost(&fragment, &host::read(&dir.join("config"))?);

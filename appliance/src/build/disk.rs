@@ -61,7 +61,8 @@ pub fn slot(cache: &Cache, host: Host, tools: &Tools, parts: &Parts<'_>, progres
         let recipes = parts.recipes.join("disk").join(step);
         let key = Key::new(step, 2).text("content", key).text("tools", &parts.tools_tree.identity()).tree(&recipes)?;
         let seed = uuid(&key.clone().hex());
-        let entry = cache.step(progress, step, key, |dir, _| {
+        let entry = cache.step(progress, step, key, |dir, progress| {
+            host.may(step, progress)?;
             let (definitions, image) = (dir.join("repart.d"), dir.join("image.raw"));
             let fill = |text: String| Some(text.replace(mark, &content.to_string_lossy()));
             self::definitions(&recipes, &definitions, fill)?;
@@ -114,7 +115,8 @@ pub fn kernel(
         .text("initrd", &hash_file(parts.initrd)?)
         .text("packages", &parts.root_tree.identity())
         .text("tools", &parts.tools_tree.identity());
-    let entry = cache.step(progress, "kernel", key, |dir, _| {
+    let entry = cache.step(progress, "kernel", key, |dir, progress| {
+        host.may("kernel", progress)?;
         write(&dir.join("os-release"), &os_release(parts.version))?;
         let mut command = tools.privileged(host, "ukify");
         command.arg("build").arg("--linux").arg(parts.root_tree.path.join(format!("boot/vmlinuz-{version}")));
@@ -146,7 +148,8 @@ pub fn make(
         .text("tools", &parts.tools_tree.identity())
         .tree(&parts.recipes.join("disk"))?;
     let seed = uuid(&key.clone().hex());
-    let entry = cache.step(progress, "image", key, |dir, _| {
+    let entry = cache.step(progress, "image", key, |dir, progress| {
+        host.may("image", progress)?;
         let (definitions, esp, image) = (dir.join("repart.d"), dir.join("esp"), dir.join("kraudbox.raw"));
         let loader = tools.tree().join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
         copy(&loader, &esp.join("EFI/BOOT/BOOTX64.EFI"))?;

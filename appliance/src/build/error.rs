@@ -16,6 +16,9 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    #[error("cannot {what} {}: its disk is full: make room, run `cargo appliance cache gc`, or set XDG_CACHE_HOME (and TMPDIR, CARGO_TARGET_DIR) to a larger disk", path.display())]
+    Full { what: &'static str, path: PathBuf },
+
     #[error("cannot run {program}: is it installed?")]
     Start {
         program: String,
@@ -26,23 +29,41 @@ pub enum Error {
     #[error("{step}: `{program}` ended with {status}; its last words:\n{tail}\nthe whole output is in {}", log.display())]
     Tool { step: String, program: String, status: std::process::ExitStatus, tail: String, log: PathBuf },
 
+    #[error("{step}: a disk is full: make room, run `cargo appliance cache gc`, or set XDG_CACHE_HOME (and TMPDIR, CARGO_TARGET_DIR) to a larger one; the whole output is in {}", log.display())]
+    ToolFull { step: String, log: PathBuf },
+
     #[error("the file system of {} has {free_mib} MiB free, a build needs {needed_mib} MiB: make room, run `cargo appliance cache gc`, or set XDG_CACHE_HOME to a larger disk", path.display())]
     NoSpace { path: PathBuf, free_mib: u64, needed_mib: u64 },
+
+    #[error("no build in {} has ended well yet, so nothing says what is needed: run `cargo appliance build` first", path.display())]
+    NothingNeeded { path: PathBuf },
 
     #[error("a build uses {}: collect when it has ended", path.display())]
     CacheInUse { path: PathBuf },
 
-    #[error("this machine lacks `{program}`: run `sudo apt-get install {package}`")]
-    MissingProgram { program: &'static str, package: &'static str },
+    #[error("this computer lacks `{program}`{}: run `apt-get install {package}` as root", tried.as_ref().map(|why| format!(", and apt-get did not install it ({why})")).unwrap_or_default())]
+    MissingProgram { program: &'static str, package: &'static str, tried: Option<String> },
 
-    #[error("the build needs root for mounts and file owners: run it as root, or install and set up sudo")]
-    NotRoot,
+    #[error(
+        "only root can make file systems and keep file owners, and there is no sudo here: run this as root, or have root run `apt-get install sudo` and `adduser {user} sudo`"
+    )]
+    NotRoot { user: String },
 
-    #[error("no Debian mirror in /etc/apt: give one with --mirror URL (it must carry the suite {suite})")]
+    #[error(
+        "{step} needs root's rights, and sudo does not give them to {user} ({said}): have root run `adduser {user} sudo`, log in again, and where no one can type a password run `sudo -v` before"
+    )]
+    SudoRefused { step: String, user: String, said: String },
+
+    #[error(
+        "no Debian mirror is in /etc/apt/sources.list or sources.list.d: give one with --mirror URL (it must carry the suite {suite})"
+    )]
     NoMirror { suite: &'static str },
 
-    #[error("the mirror {url} cannot make a tree of suite {suite}: {reason}")]
-    Mirror { url: String, suite: &'static str, reason: String },
+    #[error("`{url}` is no mirror: give the URL of a Debian archive, such as http://HOST/debian")]
+    NotAMirror { url: String },
+
+    #[error("the mirror {url} does not give what the suite {suite} needs ({reason}): {todo}; the whole output is in {}", log.display())]
+    Mirror { url: String, suite: &'static str, reason: String, todo: &'static str, log: PathBuf },
 
     #[error(
         "these packages do not have the versions of image-recipes/packages.lock:\n{moved}build without --locked, or run `cargo appliance lock` to accept them"
@@ -68,12 +89,15 @@ pub(crate) trait At<T> {
 
 impl<T> At<T> for std::io::Result<T> {
     fn at(self, what: &'static str, path: impl Into<PathBuf>) -> Result<T> {
-        self.map_err(|source| Error::File { what, path: path.into(), source })
+        self.map_err(|source| match source.kind() {
+            std::io::ErrorKind::StorageFull => Error::Full { what, path: path.into() },
+            _ => Error::File { what, path: path.into(), source },
+        })
     }
 }
 
 impl<T> At<T> for rustix::io::Result<T> {
     fn at(self, what: &'static str, path: impl Into<PathBuf>) -> Result<T> {
-        self.map_err(|source| Error::File { what, path: path.into(), source: source.into() })
+        self.map_err(std::io::Error::from).at(what, path)
     }
 }

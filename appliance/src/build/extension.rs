@@ -65,7 +65,8 @@ pub fn make(
         key = key.file(program)?;
     }
     let hex = key.clone().hex();
-    let entry = cache.step(progress, "extension", key, |dir, _| {
+    let entry = cache.step(progress, "extension", key, |dir, progress| {
+        host.may("extension", progress)?;
         let stage = tempfile::tempdir().at("make", std::env::temp_dir())?;
         self::stage(&stage.path().join("tree"), &recipes, &own)?;
         let mut collect = tools.privileged(host, "sh");

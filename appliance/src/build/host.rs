@@ -1,14 +1,15 @@
 //! The machine that builds: who we are, what it lacks, and the one way to run its programs.
 //!
 //! A build needs real root for file owners and mounts. As root commands run directly; as somebody else they go through sudo,
-//! and the first time that is said.
+//! and each step that does says so before ([`Host::may`]).
 
+use super::Progress;
 use super::error::{At, Error, Result};
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 /// How much of a failed program's output an error shows.
 const TAIL_BYTES: u64 = 2000;
@@ -27,15 +28,9 @@ impl Host {
     pub fn detect() -> Result<Self> {
         let root = rustix::process::geteuid().is_root();
         if !root && find("sudo").is_none() {
-            return Err(Error::NotRoot);
+            return Err(Error::NotRoot { user: user() });
         }
         Ok(Self { root })
-    }
-
-    /// Whether commands go through sudo.
-    #[must_use]
-    pub fn uses_sudo(self) -> bool {
-        !self.root
     }
 
     /// A command with root's rights.
@@ -49,20 +44,55 @@ impl Host {
         command
     }
 
-    /// Makes sure that mmdebstrap is there: the only program that the machine must have. Root gets it from apt.
+    /// Says that `step` goes through sudo, and makes sure that it will, with a password where sudo wants one.
     ///
     /// # Errors
-    /// [`Error::MissingProgram`], or apt's failure.
-    pub fn need_mmdebstrap(self, log: &Path) -> Result<()> {
+    /// [`Error::SudoRefused`].
+    pub fn may(self, step: &str, progress: &mut dyn Progress) -> Result<()> {
+        if self.root {
+            return Ok(());
+        }
+        progress.note(&format!("{step} needs root's rights: through sudo"));
+        let refused = |said: &str| {
+            let said = said.trim().lines().last().unwrap_or("it says nothing").to_owned();
+            Error::SudoRefused { step: step.into(), user: user(), said }
+        };
+        let no_program = |source| Error::Start { program: "sudo".into(), source };
+        let quiet = Command::new("sudo").args(["-n", "true"]).env("LC_ALL", "C").output().map_err(no_program)?;
+        if quiet.status.success() {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(refused(&String::from_utf8_lossy(&quiet.stderr)));
+        }
+        let mut asked = Ok(false);
+        progress.aside(&mut || asked = Command::new("sudo").arg("-v").status().map(|status| status.success()));
+        if asked.map_err(no_program)? { Ok(()) } else { Err(refused("no password was accepted")) }
+    }
+
+    /// Makes sure that mmdebstrap is there, the only program that the machine must have: apt installs it.
+    ///
+    /// # Errors
+    /// [`Error::MissingProgram`], with apt's last words when it failed.
+    pub fn need_mmdebstrap(self, log: &Path, progress: &mut dyn Progress) -> Result<()> {
         if find("mmdebstrap").is_some() {
             return Ok(());
         }
-        let missing = Error::MissingProgram { program: "mmdebstrap", package: "mmdebstrap" };
-        if !self.root || find("apt-get").is_none() {
-            return Err(missing);
+        let missing = |tried| Error::MissingProgram { program: "mmdebstrap", package: "mmdebstrap", tried };
+        if find("apt-get").is_none() {
+            return Err(missing(None));
         }
-        run("host", log, Command::new("apt-get").args(["update", "-q"]))?;
-        run("host", log, Command::new("apt-get").args(["install", "-yq", "--no-install-recommends", "mmdebstrap"]))
+        progress.note("this computer lacks mmdebstrap: apt-get installs it");
+        let install = ["apt-get", "install", "-yq", "--no-install-recommends", "mmdebstrap"];
+        for words in [&["apt-get", "update", "-q"][..], &install[..]] {
+            run("host", log, self.command("env").arg("DEBIAN_FRONTEND=noninteractive").args(words)).map_err(
+                |error| match error {
+                    Error::Tool { tail, .. } => missing(tail.lines().last().map(str::to_owned)),
+                    other => other,
+                },
+            )?;
+        }
+        Ok(())
     }
 
     /// Removes a file or a tree, whoever owns it. A path that is not there is no error.
@@ -70,6 +100,10 @@ impl Host {
     /// # Errors
     /// When something of it stays.
     pub fn remove(self, path: &Path) -> Result<()> {
+        // What is one's own goes without sudo.
+        if !self.root && own_rm(path).is_ok() {
+            return Ok(());
+        }
         let status = self.command("rm").args(["-rf", "--one-file-system", "--"]).arg(path).status();
         match status {
             Ok(status) if status.success() => Ok(()),
@@ -77,6 +111,22 @@ impl Host {
             Err(source) => Err(Error::Start { program: "rm".into(), source }),
         }
     }
+}
+
+fn own_rm(path: &Path) -> std::io::Result<()> {
+    let kind = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        meta => meta?.file_type(),
+    };
+    if kind.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+/// Who we are, for messages.
+fn user() -> String {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find(|line| line.split(':').nth(2) == Some(&uid)).and_then(|line| line.split(':').next());
+    name.map_or_else(|| format!("user {uid}"), str::to_owned)
 }
 
 /// Where a program lies on PATH or in the system's folders.
@@ -108,7 +158,7 @@ pub fn run(step: &str, log: &Path, command: &mut Command) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    Err(Error::Tool { step: step.into(), program, status, tail: tail(&mut out, begin), log: log.into() })
+    Err(failed(step, program, status, tail(&mut out, begin), log))
 }
 
 /// Runs a program and returns what it wrote to its standard output; the rest goes to `log`.
@@ -128,7 +178,14 @@ pub fn output(step: &str, log: &Path, command: &mut Command) -> Result<String> {
     if out.status.success() {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
-    Err(Error::Tool { step: step.into(), program, status: out.status, tail: tail(&mut err, begin), log: log.into() })
+    Err(failed(step, program, out.status, tail(&mut err, begin), log))
+}
+
+fn failed(step: &str, program: String, status: ExitStatus, tail: String, log: &Path) -> Error {
+    if tail.contains("No space left on device") {
+        return Error::ToolFull { step: step.into(), log: log.into() };
+    }
+    Error::Tool { step: step.into(), program, status, tail, log: log.into() }
 }
 
 /// Reads a whole text file.
@@ -175,5 +232,23 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("no such mirror") && !error.contains("earlier"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_found_the_disk_full_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = run("step", &dir.path().join("log"), Command::new("sh").args(["-c", "echo x | cat > /dev/full"]));
+        assert!(error.unwrap_err().to_string().contains("cargo appliance cache gc"));
+    }
+
+    #[test]
+    fn removing_takes_what_is_there_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("kept"), "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("a/b/up")).unwrap();
+        own_rm(&dir.path().join("a")).unwrap();
+        own_rm(&dir.path().join("a")).unwrap();
+        assert!(!dir.path().join("a").exists() && dir.path().join("kept").exists());
     }
 }

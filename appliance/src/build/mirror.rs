@@ -36,7 +36,7 @@ impl Sources {
     /// [`Error::NoMirror`].
     pub fn detect(mirror: Option<&str>) -> Result<Self> {
         if let Some(url) = mirror {
-            return Ok(Self::compose(url, None, &[]));
+            return Ok(Self::compose(archive(url)?, None, &[]));
         }
         let found = parse_all(Path::new("/etc/apt"));
         let main = found.iter().find(|s| !s.security).ok_or(Error::NoMirror { suite: SUITE })?;
@@ -61,6 +61,15 @@ impl Sources {
         }
         Self { lines, url: url.to_owned() }
     }
+}
+
+/// The URL of an archive as apt takes it.
+fn archive(url: &str) -> Result<&str> {
+    let known = ["http://", "https://", "file:/", "copy:/"].iter().any(|scheme| url.starts_with(scheme));
+    if known && !url.contains(char::is_whitespace) {
+        return Ok(url.trim_end_matches('/'));
+    }
+    Err(Error::NotAMirror { url: url.to_owned() })
 }
 
 fn parse_all(apt: &Path) -> Vec<Source> {

@@ -89,6 +89,10 @@ pub trait Progress {
     fn finished(&mut self, step: &str, outcome: Outcome, took: Duration);
     /// Something that the reader should know: a package that moved, a command that runs as root.
     fn note(&mut self, text: &str);
+    /// Runs something that talks to the user by itself, as sudo asking for a password.
+    fn aside(&mut self, talk: &mut dyn FnMut()) {
+        talk();
+    }
 }
 
 /// Tells nobody.
@@ -129,9 +133,6 @@ pub struct Built {
 /// Names the step, what is wrong and what to do.
 pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Built> {
     let host = Host::detect()?;
-    if host.uses_sudo() {
-        progress.note("not root: the trees, the root, the extension and the disk image are made through sudo");
-    }
     let cache = Cache::open(cache_root(options)?, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
     let sources = Sources::detect(options.mirror.as_deref())?;
@@ -183,6 +184,9 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     let kernel = disk::kernel(&cache, host, &tools, &parts, &slot, options.flaw, progress)?;
     let disk = disk::make(&cache, host, &tools, &parts, &slot, &kernel, progress)?;
     let update = release::Update { version: version.to_owned(), slot, kernel };
+    if options.version.is_none() && options.flaw == Flaw::None {
+        cache.keep_for(&options.workspace, &format!("{:?}", options.variant))?;
+    }
     Ok(Built {
         image: disk.image,
         sha256: disk.sha256,
@@ -271,11 +275,11 @@ pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Resu
     Ok(changed)
 }
 
-/// Removes what no build has used for `age` from the cache; returns what it removed.
+/// Removes what no checkout's last build needs and no build has used for `age` from the cache.
 ///
 /// # Errors
-/// When something cannot be removed.
-pub fn collect_cache(cache: Option<&std::path::Path>, age: Duration) -> Result<Vec<PathBuf>> {
+/// When a build runs, or something cannot be removed.
+pub fn collect_cache(cache: Option<&std::path::Path>, age: Duration) -> Result<cache::Collected> {
     let root = cache.map_or_else(cache::default_root, |path| Ok(path.to_owned()))?;
     Cache::open(root, Host::detect()?, &mut Quiet)?.collect(age)
 }

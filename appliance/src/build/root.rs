@@ -97,7 +97,8 @@ pub fn assemble(
     }
     let hex = key.clone().hex();
     let kernel = kernel_version(&parts.tree.path)?;
-    let entry = cache.step(progress, "root", key, |dir, _| {
+    let entry = cache.step(progress, "root", key, |dir, progress| {
+        host.may("root", progress)?;
         let stage = tempfile::tempdir().at("make", std::env::temp_dir())?;
         self::stage(stage.path(), parts)?;
         let mut script = tools.privileged(host, "sh");

@@ -66,9 +66,10 @@ impl Trees<'_> {
             key = key.text("fresh", fresh);
         }
         let step = format!("tree-{name}");
-        let entry = self.cache.step(progress, &step, key, |dir, _| {
+        let entry = self.cache.step(progress, &step, key, |dir, progress| {
             let log = self.cache.log(&step);
-            self.host.need_mmdebstrap(&log)?;
+            self.host.may(&step, progress)?;
+            self.host.need_mmdebstrap(&log, progress)?;
             fs::write(dir.join("preferences"), &preferences).at("write", dir)?;
             fs::write(dir.join("sources"), self.sources.text()).at("write", dir)?;
             self.bootstrap(name, &packages, dir, &log)?;
@@ -125,32 +126,43 @@ impl Trees<'_> {
         host::run("tree", log, &mut command).map_err(|error| self.explain(error))
     }
 
-    /// Turns the two failures that a user can do something about into words.
+    /// Turns the failures that a user can do something about into words.
     fn explain(&self, error: Error) -> Error {
         let Error::Tool { ref log, .. } = error else { return error };
-        let text = fs::read_to_string(log).unwrap_or_default();
-        let known = [
-            "Unable to locate package",
-            "has no installation candidate",
-            "404 ",
-            "Could not resolve",
-            "Could not connect",
-            "does not have a Release file",
-            "NO_PUBKEY",
-        ];
-        match text.lines().find(|line| known.iter().any(|k| line.contains(k))) {
-            Some(line) => Error::Mirror {
-                url: self.sources.url.clone(),
-                suite: SUITE,
-                reason: format!(
-                    "{}; give another one with --mirror URL (the whole output is in {})",
-                    line.trim(),
-                    log.display()
-                ),
-            },
+        match reason(&fs::read_to_string(log).unwrap_or_default()) {
+            Some((reason, todo)) => {
+                Error::Mirror { url: self.sources.url.clone(), suite: SUITE, reason, todo, log: log.clone() }
+            }
             None => error,
         }
     }
+}
+
+/// What apt says of a mirror that does not do, and what helps.
+fn reason(log: &str) -> Option<(String, &'static str)> {
+    const UNREACHED: &str = "see that this computer reaches it, or give another one with --mirror URL";
+    const UNKNOWN_KEY: &str = "this computer's package debian-archive-keyring may be too old, upgrade it, or give another mirror with --mirror URL";
+    const LACKING: &str = "give another one with --mirror URL";
+    const KNOWN: [(&str, &str); 14] = [
+        ("NO_PUBKEY", UNKNOWN_KEY),
+        ("EXPKEYSIG", UNKNOWN_KEY),
+        ("Missing key", UNKNOWN_KEY),
+        ("Could not resolve", UNREACHED),
+        ("Temporary failure resolving", UNREACHED),
+        ("Could not connect", UNREACHED),
+        ("Unable to connect", UNREACHED),
+        ("Connection failed", UNREACHED),
+        ("404 ", LACKING),
+        ("does not have a Release file", LACKING),
+        ("Unable to locate package", LACKING),
+        ("has no installation candidate", LACKING),
+        ("Unable to fetch some archives", LACKING),
+        ("File not found", LACKING),
+    ];
+    KNOWN.iter().find_map(|(mark, todo)| {
+        let line = log.lines().find(|line| line.contains(mark))?;
+        Some((line.trim_start_matches(|c: char| !c.is_alphanumeric()).trim().to_owned(), *todo))
+    })
 }
 
 fn key(name: &str, packages: &str, preferences: &str) -> Key {
@@ -161,4 +173,21 @@ fn key(name: &str, packages: &str, preferences: &str) -> Key {
 #[must_use]
 pub fn quote(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_apt_says_of_a_mirror_becomes_something_to_do() {
+        let refused = "Err:1 http://m trixie InRelease\n  Could not connect to m:80 (::1). - connect (111: Connection refused)\nE: The repository 'http://m trixie Release' does not have a Release file.\n";
+        let (said, todo) = reason(refused).unwrap();
+        assert!(said.starts_with("Could not connect to m:80") && todo.contains("reaches"), "{said} {todo}");
+        let (_, todo) = reason("E: The repository 'http://m trixie Release' does not have a Release file.").unwrap();
+        assert_eq!(todo, "give another one with --mirror URL");
+        let (_, todo) = reason("W: GPG error: NO_PUBKEY 6ED0E7B82643E131").unwrap();
+        assert!(todo.contains("debian-archive-keyring"));
+        assert!(reason("dpkg: error processing package").is_none());
+    }
 }

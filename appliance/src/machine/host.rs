@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
@@ -20,15 +21,24 @@ pub enum Acceleration {
 pub fn acceleration() -> Acceleration {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let opened = File::options().read(true).write(true).open("/dev/kvm");
-    decide(&cpuinfo, opened.map(|_| ()).map_err(|e| e.to_string()))
+    decide(&cpuinfo, opened.map(drop))
 }
 
-fn decide(cpuinfo: &str, device: std::result::Result<(), String>) -> Acceleration {
+fn decide(cpuinfo: &str, device: std::io::Result<()>) -> Acceleration {
     let flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
     let flag = flags.flat_map(str::split_whitespace).any(|word| word == "vmx" || word == "svm");
     match device {
-        _ if !flag => Acceleration::Tcg("the processor shows no vmx or svm".into()),
+        _ if !flag => Acceleration::Tcg(
+            "the processor shows no vmx or svm: switch virtualisation on in the firmware, or nesting on in the machine below"
+                .into(),
+        ),
         Ok(()) => Acceleration::Kvm,
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            Acceleration::Tcg("this user may not open /dev/kvm: `sudo adduser $USER kvm`, and log in again".into())
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            Acceleration::Tcg("there is no /dev/kvm: `sudo modprobe -a kvm_intel kvm_amd`".into())
+        }
         Err(e) => Acceleration::Tcg(format!("cannot open /dev/kvm: {e}")),
     }
 }
@@ -76,9 +86,16 @@ pub fn check_space(dir: &Path, wanted_mib: u64) -> Result<()> {
 pub fn pick_port(what: &str, flag: &str, asked: Option<u16>, preferred: u16) -> Result<u16> {
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|listener| listener.local_addr());
     if let Some(port) = asked {
-        return bind(port).map(|address| address.port()).with_context(|| {
-            format!("cannot use port {port} on 127.0.0.1 for {what}: stop what uses it (`ss -ltnp`), give {flag} another one, or leave {flag} out")
-        });
+        return match bind(port) {
+            Ok(address) => Ok(address.port()),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => bail!(
+                "this user may not use port {port} on 127.0.0.1 for {what}: give {flag} one from 1024 on, or leave {flag} out"
+            ),
+            Err(e) if e.kind() == ErrorKind::AddrInUse => bail!(
+                "port {port} on 127.0.0.1 is taken, {what} cannot have it: stop what uses it (`ss -ltnp`), give {flag} another one, or leave {flag} out"
+            ),
+            Err(e) => Err(e).with_context(|| format!("cannot use port {port} on 127.0.0.1 for {what}")),
+        };
     }
     let address =
         bind(preferred).or_else(|_| bind(0)).with_context(|| format!("no free port on 127.0.0.1 for {what}"))?;
@@ -96,7 +113,10 @@ mod tests {
         assert_eq!(decide("flags : vmx\n", Ok(())), Acceleration::Kvm);
         assert!(matches!(decide("flags : fpu svmx\n", Ok(())), Acceleration::Tcg(why) if why.contains("no vmx")));
         assert!(matches!(decide("bugs : svm\n", Ok(())), Acceleration::Tcg(_)));
-        assert!(matches!(decide(amd, Err("denied".into())), Acceleration::Tcg(why) if why.contains("denied")));
+        let failed = |kind: ErrorKind| decide(amd, Err(kind.into()));
+        assert!(matches!(failed(ErrorKind::PermissionDenied), Acceleration::Tcg(why) if why.contains("adduser")));
+        assert!(matches!(failed(ErrorKind::NotFound), Acceleration::Tcg(why) if why.contains("modprobe")));
+        assert!(matches!(failed(ErrorKind::OutOfMemory), Acceleration::Tcg(why) if why.contains("/dev/kvm")));
     }
 
     #[test]

@@ -84,6 +84,10 @@ impl Progress for Report {
     fn note(&mut self, text: &str) {
         self.line(&format!("  note: {text}"));
     }
+
+    fn aside(&mut self, talk: &mut dyn FnMut()) {
+        self.bar.suspend(talk);
+    }
 }
 
 /// A line for people.

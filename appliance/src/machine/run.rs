@@ -88,6 +88,8 @@ pub fn last_image(dir: &StateDir) -> Result<Image> {
     Ok(Image { file: dir.file(disks::BASE), sha256, ovmf_code, ovmf_vars, tools })
 }
 
+/// Where a zone answers when nobody says otherwise.
+const FIRST_PORTS: Ports = Ports { web: 8443, docker: 2376, door: ::door::PORT };
 /// The least space that a zone's disks are started with.
 const MIN_SPACE_MIB: u64 = 4096;
 /// How often the console's last line is shown while the zone boots.
@@ -109,7 +111,7 @@ struct Supervised {
 /// Refuses early what would fail after a long build.
 ///
 /// # Errors
-/// When a zone runs already, or there is no room for one.
+/// When a zone runs already, a port is taken, or there is no room for a zone.
 pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
     if let Some(pid) = dir.holder()? {
         bail!(
@@ -119,6 +121,10 @@ pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
     if options.lan {
         lan::check()?;
     }
+    if options.web_port.is_some() && options.web_port == options.docker_port {
+        bail!("--web-port and --docker-port are the same port: give them two");
+    }
+    ports(options, FIRST_PORTS)?;
     host::check_memory(options.memory_mib)?;
     host::check_space(dir.path(), MIN_SPACE_MIB)
 }
@@ -162,18 +168,8 @@ pub fn run(dir: &StateDir, image: &Image, options: &Options) -> Result<()> {
 
 fn plan(dir: &StateDir, image: &Image, options: &Options) -> Result<Plan> {
     let before: Option<Plan> = dir.read_json("plan.json").unwrap_or(None);
-    let before = before
-        .filter(|plan| !plan.lan)
-        .map_or(Ports { web: 8443, docker: 2376, door: ::door::PORT }, |plan| plan.ports);
-    let guests = Ports { web: qemu::GUEST_WEB, docker: qemu::GUEST_DOCKER, door: ::door::PORT };
-    let forwarded = || -> Result<Ports> {
-        Ok(Ports {
-            web: host::pick_port("the web page", "--web-port", options.web_port, before.web)?,
-            docker: host::pick_port("the Docker API", "--docker-port", options.docker_port, before.docker)?,
-            door: host::pick_port("the exec door", "--door-port", None, before.door)?,
-        })
-    };
-    let ports = if options.lan { guests } else { forwarded()? };
+    let before = before.filter(|plan| !plan.lan).map_or(FIRST_PORTS, |plan| plan.ports);
+    let ports = ports(options, before)?;
     let acceleration = host::acceleration();
     if let Acceleration::Tcg(why) = &acceleration {
         say(&format!("  no usable KVM ({why}): the machine is emulated, which is slow but complete"));
@@ -190,6 +186,18 @@ fn plan(dir: &StateDir, image: &Image, options: &Options) -> Result<Plan> {
         deadline_s: options.deadline_s,
         console_journal: options.console_journal,
         lan: options.lan,
+    })
+}
+
+/// The ports of 127.0.0.1 that were asked for, else those of `before` as far as they are free.
+fn ports(options: &Options, before: Ports) -> Result<Ports> {
+    if options.lan {
+        return Ok(Ports { web: qemu::GUEST_WEB, docker: qemu::GUEST_DOCKER, door: ::door::PORT });
+    }
+    Ok(Ports {
+        web: host::pick_port("the web page", "--web-port", options.web_port, before.web)?,
+        docker: host::pick_port("the Docker API", "--docker-port", options.docker_port, before.docker)?,
+        door: host::pick_port("the exec door", "--door-port", None, before.door)?,
     })
 }
 
