@@ -59,7 +59,22 @@ const APPLETS: [&str; 46] = [
 /// When there is no static busybox.
 #[must_use]
 pub fn busybox(reference: &str) -> Vec<u8> {
-    archive(reference, &serde_json::json!({"Cmd": ["sh"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}), &[layer()])
+    archive(reference, &busybox_config(), &[layer(&[])])
+}
+
+/// The same with files of its own and labels, so that it shares nothing with any other image.
+///
+/// # Panics
+/// When there is no static busybox.
+#[must_use]
+pub fn busybox_of_its_own(reference: &str, files: &[(&str, &str)], labels: &serde_json::Value) -> Vec<u8> {
+    let mut config = busybox_config();
+    config["Labels"] = labels.clone();
+    archive(reference, &config, &[layer(files)])
+}
+
+fn busybox_config() -> serde_json::Value {
+    serde_json::json!({"Cmd": ["sh"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]})
 }
 
 /// A docker archive of an image with these layers and this `config` part of its configuration.
@@ -88,7 +103,7 @@ pub fn archive(reference: &str, config: &serde_json::Value, layers: &[Vec<u8>]) 
     tar.into_inner().expect("memory can be written to")
 }
 
-fn layer() -> Vec<u8> {
+fn layer(files: &[(&str, &str)]) -> Vec<u8> {
     let program = std::fs::read(busybox_program()).expect("busybox can be read");
     let mut tar = tar::Builder::new(Vec::new());
     for (folder, mode) in
@@ -115,6 +130,9 @@ fn layer() -> Vec<u8> {
         0o644,
     );
     append(&mut tar, "etc/group", b"root:x:0:\nnobody:x:65534:\n", 0o644);
+    for (path, text) in files {
+        append(&mut tar, path, text.as_bytes(), 0o644);
+    }
     tar.into_inner().expect("memory can be written to")
 }
 

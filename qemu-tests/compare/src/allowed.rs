@@ -18,6 +18,9 @@ pub struct Reason {
     /// It is to go: part of the engine is not there yet.
     #[serde(default)]
     pub pending: bool,
+    /// In the answers of these steps only, as `TABLE: STEP`; none is all.
+    #[serde(default)]
+    pub steps: Vec<String>,
     /// Where: `CALL PATH`; `*` stands for one segment of a path, `**` for the rest of it.
     pub places: Vec<String>,
 }
@@ -31,20 +34,31 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// Reads the list.
+    /// Reads the list that is built in.
     ///
     /// # Errors
     /// When it is none.
     pub fn read() -> Result<Self> {
-        let reasons: Vec<Reason> = serde_json::from_str(LIST).context("allowed.json")?;
+        Self::parse(LIST)
+    }
+
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn parse(list: &str) -> Result<Self> {
+        let reasons: Vec<Reason> = serde_json::from_str(list).context("allowed.json")?;
         let seen = reasons.iter().map(|r| vec![false; r.places.len()]).collect();
         Ok(Self { reasons, seen })
     }
 
-    /// Whether this difference in the answer to `call` (method and path as in the table) is meant to be.
-    pub fn is_allowed(&mut self, call: &str, difference: &Difference) -> bool {
+    /// Whether this difference in the answer to `call` (method and path as in the table) of `step` (`TABLE: STEP`) is meant to be.
+    pub fn is_allowed(&mut self, step: &str, call: &str, difference: &Difference) -> bool {
         let mut found = false;
         for (reason, seen) in self.reasons.iter().zip(&mut self.seen) {
+            if !reason.steps.is_empty() && !reason.steps.iter().any(|s| s == step) {
+                continue;
+            }
             for (place, seen) in reason.places.iter().zip(seen) {
                 let (calls, path) = place.rsplit_once(' ').unwrap_or(("*", place));
                 if call_matches(calls, call) && path_matches(path, &difference.path) {
@@ -95,6 +109,19 @@ mod tests {
     fn every_allowed_difference_has_a_reason_and_a_place() {
         for reason in Allowed::read().unwrap().reasons {
             assert!(reason.why.len() > 20 && !reason.places.is_empty(), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn every_step_that_is_named_is_in_a_table() {
+        let known: Vec<String> = crate::table::TABLES
+            .iter()
+            .flat_map(|(table, _, text)| {
+                crate::table::read(table, text).unwrap().into_iter().map(move |step| format!("{table}: {}", step.name))
+            })
+            .collect();
+        for step in Allowed::read().unwrap().reasons.iter().flat_map(|r| &r.steps) {
+            assert!(known.contains(step), "there is no step {step:?}");
         }
     }
 

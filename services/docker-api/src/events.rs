@@ -16,7 +16,7 @@ use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
 use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{broadcast, mpsc};
 use zone::Resource;
@@ -28,6 +28,8 @@ use zone::volume::Volume;
 
 /// How many events are remembered for `since`.
 const REMEMBERED: usize = 1024;
+/// The exit code of what SIGKILL has ended.
+const KILLED: i32 = 137;
 
 /// An event as it goes over the wire.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +53,9 @@ pub struct Message {
     /// Whose it is; none for what belongs to all.
     #[serde(skip)]
     project: Option<String>,
+    /// It is told of a container that was stopped, and not of one that was killed.
+    #[serde(skip)]
+    of_stop: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -76,7 +81,13 @@ impl Message {
             time: now / 1_000_000_000,
             time_nano: now,
             project: None,
+            of_stop: false,
         }
+    }
+
+    fn of_stop(mut self) -> Self {
+        self.of_stop = true;
+        self
     }
 
     fn of_project(mut self, project: String) -> Self {
@@ -130,17 +141,42 @@ impl Message {
 pub struct Events {
     sender: broadcast::Sender<Arc<Message>>,
     past: Mutex<VecDeque<Arc<Message>>>,
+    /// Containers that a client has killed: their end is no stop, though the pod comes down in the same way.
+    killed: Mutex<BTreeSet<String>>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(REMEMBERED), past: Mutex::default() }
+        Self { sender: broadcast::Sender::new(REMEMBERED), past: Mutex::default(), killed: Mutex::default() }
     }
 }
 
 impl Events {
+    /// A client sends a signal to a container: to kill it, or else to stop it or for its own use.
+    pub fn signal(&self, spec: &ContainerSpec, number: u32, kills: bool) {
+        self.send(Message::container(spec, "kill", &[("signal", number.to_string())]));
+        let mut killed = self.killed.lock().unwrap_or_else(PoisonError::into_inner);
+        if kills {
+            killed.insert(spec.id.to_string());
+        } else {
+            killed.remove(spec.id.as_str());
+        }
+    }
+
+    /// Whether an event is to be told; a container that starts or goes was not killed any more.
+    fn is_wanted(&self, message: &Message) -> bool {
+        let mut killed = self.killed.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(message.action.as_str(), "start" | "destroy") {
+            killed.remove(&message.actor.id);
+        }
+        !(message.of_stop && killed.contains(&message.actor.id))
+    }
+
     /// Tells an event to everyone who listens.
     pub fn send(&self, message: Message) {
+        if !self.is_wanted(&message) {
+            return;
+        }
         let message = Arc::new(message);
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         past.push_back(message.clone());
@@ -253,19 +289,24 @@ pub fn of_pod(world: &World, old: Option<&Resource<Pod>>, new: Option<&Resource<
             messages.push(Message::container(spec, "start", &[]));
         }
         if after.finished_ns != before.finished_ns && after.finished_ns != 0 {
+            let stopped = old.is_some_and(|o| o.status.phase == Phase::Stopping);
+            if stopped && after.exit_code == KILLED {
+                // Its own signal was not enough.
+                messages.push(Message::container(spec, "kill", &[("signal", "9".into())]).of_stop());
+            }
             if after.oom_killed {
                 messages.push(Message::container(spec, "oom", &[]));
             }
+            messages.extend(of_endpoints(world, new, "disconnect"));
+            messages.extend(of_mounts(world, spec, "unmount"));
             let seconds = after.finished_ns.saturating_sub(after.started_ns) / 1_000_000_000;
             messages.push(Message::container(
                 spec,
                 "die",
                 &[("exitCode", after.exit_code.to_string()), ("execDuration", seconds.to_string())],
             ));
-            messages.extend(of_endpoints(world, new, "disconnect"));
-            messages.extend(of_mounts(world, spec, "unmount"));
-            if old.is_some_and(|o| o.status.phase == Phase::Stopping) {
-                messages.push(Message::container(spec, "stop", &[]));
+            if stopped {
+                messages.push(Message::container(spec, "stop", &[]).of_stop());
             }
         }
         if let Some(health) = &after.health

@@ -36,116 +36,127 @@ pub enum Legacy {
     Copy(&'static str),
 }
 
-/// One field.
+/// Fields of one object that came and went together.
 #[derive(Clone, Copy, Debug)]
-pub struct Field {
-    /// The answer that it is in.
-    pub answer: Answer,
-    /// A JSON pointer; `*` stands for every key or entry.
-    pub path: &'static str,
-    /// The first version that has it.
+pub struct Fields {
+    /// The answers that they are in.
+    pub answers: &'static [Answer],
+    /// The object: a JSON pointer; `*` stands for every key or entry.
+    pub of: &'static str,
+    /// Their names.
+    pub names: &'static [&'static str],
+    /// The first version that has them.
     pub from: u32,
     /// The last one.
     pub until: u32,
-    /// What it holds.
+    /// What they hold.
     pub value: Legacy,
 }
 
 const NEVER: u32 = u32::MAX;
 
-const fn since(answer: Answer, path: &'static str, from: u32) -> Field {
-    Field { answer, path, from, until: NEVER, value: Legacy::Own }
+const fn since(answers: &'static [Answer], of: &'static str, names: &'static [&'static str], from: u32) -> Fields {
+    Fields { answers, of, names, from, until: NEVER, value: Legacy::Own }
 }
 
-const fn fixed(answer: Answer, path: &'static str, until: u32, json: &'static str) -> Field {
-    Field { answer, path, from: 0, until, value: Legacy::Fixed(json) }
-}
-
-const fn copied(answer: Answer, path: &'static str, until: u32, from: &'static str) -> Field {
-    Field { answer, path, from: 0, until, value: Legacy::Copy(from) }
+const fn until(
+    answers: &'static [Answer],
+    of: &'static str,
+    names: &'static [&'static str],
+    until: u32,
+    value: Legacy,
+) -> Fields {
+    Fields { answers, of, names, from: 0, until, value }
 }
 
 /// The configuration of the container that an image was made of: there is none.
 const NO_CONTAINER_CONFIG: &str = r#"{"Hostname":"","Domainname":"","User":"","AttachStdin":false,"AttachStdout":false,"AttachStderr":false,"Tty":false,
     "OpenStdin":false,"StdinOnce":false,"Env":null,"Cmd":null,"Image":"","Volumes":null,"WorkingDir":"","Entrypoint":null,"OnBuild":null,"Labels":null}"#;
+const NULL: Legacy = Legacy::Fixed("null");
+const FALSE: Legacy = Legacy::Fixed("false");
+const EMPTY: Legacy = Legacy::Fixed("\"\"");
+const CONTAINERS: &[Answer] = &[Answer::Container, Answer::ContainerSummary];
 
 /// The table.
-pub const FIELDS: &[Field] = &[
-    since(Answer::Info, "/Runtimes/*/status", 44),
-    since(Answer::Info, "/Containerd", 46),
-    since(Answer::Info, "/FirewallBackend", 49),
-    since(Answer::Info, "/DiscoveredDevices", 50),
-    fixed(Answer::Info, "/ExecutionDriver", 24, "\"<not supported>\""),
-    fixed(Answer::Info, "/RegistryConfig/AllowNondistributableArtifactsCIDRs", 48, "null"),
-    fixed(Answer::Info, "/RegistryConfig/AllowNondistributableArtifactsHostnames", 48, "null"),
-    copied(Answer::Info, "/ContainerdCommit/Expected", 48, "/ContainerdCommit/ID"),
-    copied(Answer::Info, "/RuncCommit/Expected", 48, "/RuncCommit/ID"),
-    copied(Answer::Info, "/InitCommit/Expected", 48, "/InitCommit/ID"),
-    fixed(Answer::Info, "/BridgeNfIptables", 49, "false"),
-    fixed(Answer::Info, "/BridgeNfIp6tables", 49, "false"),
-    since(Answer::Container, "/NetworkSettings/Networks/*/GwPriority", 48),
-    since(Answer::Container, "/ImageManifestDescriptor", 48),
-    fixed(Answer::Container, "/NetworkSettings/Bridge", 51, "\"\""),
-    fixed(Answer::Container, "/NetworkSettings/HairpinMode", 51, "false"),
-    fixed(Answer::Container, "/NetworkSettings/LinkLocalIPv6Address", 51, "\"\""),
-    fixed(Answer::Container, "/NetworkSettings/LinkLocalIPv6PrefixLen", 51, "0"),
-    fixed(Answer::Container, "/NetworkSettings/SecondaryIPAddresses", 51, "null"),
-    fixed(Answer::Container, "/NetworkSettings/SecondaryIPv6Addresses", 51, "null"),
-    fixed(Answer::Container, "/Config/OnBuild", 51, "null"),
-    since(Answer::ContainerSummary, "/NetworkSettings/Networks/*/GwPriority", 48),
-    since(Answer::ContainerSummary, "/HostConfig/Annotations", 46),
-    since(Answer::ContainerSummary, "/ImageManifestDescriptor", 48),
-    copied(Answer::Image, "/VirtualSize", 43, "/Size"),
-    fixed(Answer::Image, "/ContainerConfig", 44, NO_CONTAINER_CONFIG),
-    fixed(Answer::Image, "/Config/Hostname", 49, "\"\""),
-    fixed(Answer::Image, "/Config/Domainname", 49, "\"\""),
-    fixed(Answer::Image, "/Config/AttachStdin", 49, "false"),
-    fixed(Answer::Image, "/Config/AttachStdout", 49, "false"),
-    fixed(Answer::Image, "/Config/AttachStderr", 49, "false"),
-    fixed(Answer::Image, "/Config/Tty", 49, "false"),
-    fixed(Answer::Image, "/Config/OpenStdin", 49, "false"),
-    fixed(Answer::Image, "/Config/StdinOnce", 49, "false"),
-    fixed(Answer::Image, "/Config/Image", 49, "\"\""),
-    copied(Answer::ImageSummary, "/VirtualSize", 43, "/Size"),
-    since(Answer::Network, "/EnableIPv4", 48),
-    copied(Answer::DiskUsage, "/Images/*/VirtualSize", 43, "/Size"),
+pub const FIELDS: &[Fields] = &[
+    since(&[Answer::Info], "/Runtimes/*", &["status"], 44),
+    since(&[Answer::Info], "", &["Containerd"], 46),
+    since(&[Answer::Info], "", &["FirewallBackend"], 49),
+    since(&[Answer::Info], "", &["DiscoveredDevices"], 50),
+    until(&[Answer::Info], "", &["ExecutionDriver"], 24, Legacy::Fixed("\"<not supported>\"")),
+    until(
+        &[Answer::Info],
+        "/RegistryConfig",
+        &["AllowNondistributableArtifactsCIDRs", "AllowNondistributableArtifactsHostnames"],
+        48,
+        NULL,
+    ),
+    until(&[Answer::Info], "/ContainerdCommit", &["Expected"], 48, Legacy::Copy("/ContainerdCommit/ID")),
+    until(&[Answer::Info], "/RuncCommit", &["Expected"], 48, Legacy::Copy("/RuncCommit/ID")),
+    until(&[Answer::Info], "/InitCommit", &["Expected"], 48, Legacy::Copy("/InitCommit/ID")),
+    until(&[Answer::Info], "", &["BridgeNfIptables", "BridgeNfIp6tables"], 49, FALSE),
+    since(CONTAINERS, "/NetworkSettings/Networks/*", &["GwPriority"], 48),
+    since(CONTAINERS, "", &["ImageManifestDescriptor"], 48),
+    since(&[Answer::ContainerSummary], "/HostConfig", &["Annotations"], 46),
+    until(&[Answer::Container], "/NetworkSettings", &["Bridge", "LinkLocalIPv6Address"], 51, EMPTY),
+    until(&[Answer::Container], "/NetworkSettings", &["HairpinMode"], 51, FALSE),
+    until(&[Answer::Container], "/NetworkSettings", &["LinkLocalIPv6PrefixLen"], 51, Legacy::Fixed("0")),
+    until(&[Answer::Container], "/NetworkSettings", &["SecondaryIPAddresses", "SecondaryIPv6Addresses"], 51, NULL),
+    until(&[Answer::Container], "/Config", &["OnBuild"], 51, NULL),
+    until(&[Answer::Image, Answer::ImageSummary], "", &["VirtualSize"], 43, Legacy::Copy("/Size")),
+    until(&[Answer::DiskUsage], "/Images/*", &["VirtualSize"], 43, Legacy::Copy("/Size")),
+    until(&[Answer::Image], "", &["ContainerConfig"], 44, Legacy::Fixed(NO_CONTAINER_CONFIG)),
+    until(&[Answer::Image], "/Config", &["Hostname", "Domainname", "Image"], 49, EMPTY),
+    until(
+        &[Answer::Image],
+        "/Config",
+        &["AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin", "StdinOnce"],
+        49,
+        FALSE,
+    ),
+    since(&[Answer::Network], "", &["EnableIPv4"], 48),
 ];
 
 /// Gives an answer the shape of `version`.
 pub fn fit(answer: Answer, version: ApiVersion, value: &mut Value) {
-    for field in FIELDS.iter().filter(|f| f.answer == answer) {
-        let present = (field.from..=field.until).contains(&version.0);
-        let steps: Vec<&str> = field.path.split('/').skip(1).collect();
-        visit(value, &steps, &mut |place, key, whole| match (present, field.value) {
-            (false, _) => {
-                place.remove(key);
-            }
-            (true, Legacy::Own) => {}
-            (true, Legacy::Fixed(text)) => {
-                place.entry(key).or_insert_with(|| serde_json::from_str(text).unwrap_or_default());
-            }
-            (true, Legacy::Copy(from)) => {
-                // Below a list the pointer is the entry's.
-                let key_of = from.rsplit('/').next().unwrap_or(from);
-                let copy = place.get(key_of).filter(|_| field.path.contains('*')).or_else(|| whole.pointer(from));
-                let copy = copy.cloned().unwrap_or(json!(""));
-                place.entry(key).or_insert(copy);
+    for fields in FIELDS.iter().filter(|f| f.answers.contains(&answer)) {
+        let present = (fields.from..=fields.until).contains(&version.0);
+        let steps: Vec<&str> = fields.of.split('/').skip(1).collect();
+        visit(value, &steps, &mut |place, whole| {
+            for name in fields.names {
+                match (present, fields.value) {
+                    (false, _) => {
+                        place.remove(*name);
+                    }
+                    (true, Legacy::Own) => {}
+                    (true, Legacy::Fixed(text)) => {
+                        place.entry(*name).or_insert_with(|| serde_json::from_str(text).unwrap_or_default());
+                    }
+                    (true, Legacy::Copy(from)) => {
+                        // Below a list the pointer is the entry's.
+                        let key_of = from.rsplit('/').next().unwrap_or(from);
+                        let copy =
+                            place.get(key_of).filter(|_| fields.of.contains('*')).or_else(|| whole.pointer(from));
+                        let copy = copy.cloned().unwrap_or(json!(""));
+                        place.entry(*name).or_insert(copy);
+                    }
+                }
             }
         });
     }
 }
 
-type Change<'a> = dyn FnMut(&mut serde_json::Map<String, Value>, &str, &Value) + 'a;
+type Change<'a> = dyn FnMut(&mut serde_json::Map<String, Value>, &Value) + 'a;
 
 fn visit(value: &mut Value, steps: &[&str], change: &mut Change<'_>) {
     // Copies are small: pointers that are copied from name single values.
-    let whole = if steps.len() <= 2 { value.clone() } else { Value::Null };
+    let whole = if steps.len() <= 1 { value.clone() } else { Value::Null };
     walk(value, steps, &whole, change);
 }
 
 fn walk(value: &mut Value, steps: &[&str], whole: &Value, change: &mut Change<'_>) {
     match (steps, value) {
-        ([key], Value::Object(map)) => change(map, key, whole),
+        ([], Value::Object(map)) => change(map, whole),
         (["*", rest @ ..], Value::Object(map)) => map.values_mut().for_each(|v| walk(v, rest, whole, change)),
         (["*", rest @ ..], Value::Array(list)) => list.iter_mut().for_each(|v| walk(v, rest, whole, change)),
         ([key, rest @ ..], Value::Object(map)) => {
@@ -164,7 +175,7 @@ mod tests {
     #[test]
     fn every_field_comes_and_goes_with_its_versions() {
         for field in FIELDS {
-            assert!(field.from <= field.until && field.path.starts_with('/'), "{field:?}");
+            assert!(field.from <= field.until && (field.of.is_empty() || field.of.starts_with('/')), "{field:?}");
         }
         let mut old = json!({"Size": 5, "Config": {"Cmd": null}});
         fit(Answer::Image, ApiVersion(40), &mut old);

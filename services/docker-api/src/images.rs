@@ -6,6 +6,7 @@
 mod build;
 mod commit;
 mod distribution;
+mod login;
 mod registry;
 mod remove;
 mod transfer;
@@ -49,6 +50,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/session", post(build::buildkit))
         .route("/commit", post(commit::commit))
         .route("/containers/{id}/layer", get(commit::layer))
+        .route("/auth", post(login::login))
         .route("/distribution/{*rest}", get(distribution::inspect))
 }
 

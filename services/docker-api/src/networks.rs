@@ -89,14 +89,20 @@ pub fn endpoint(
     }
     let wanted = config.ipam.as_ref().and_then(|i| i.ipv4.as_deref()).filter(|a| !a.is_empty());
     if wanted.is_some() && network.spec.name == DEFAULT_NETWORK {
-        return Err(Failure::invalid("user specified IP address is supported on user defined networks only"));
+        return Err(Failure::invalid(format!(
+            "invalid config for network {DEFAULT_NETWORK}: invalid endpoint settings:\nuser specified IP address is supported on user \
+             defined networks only"
+        )));
     }
     let requested_ipv4 = wanted
         .map(|text| text.parse::<Ipv4Addr>().map_err(|_| Failure::invalid(format!("invalid IPv4 address: {text}"))))
         .transpose()?;
     let requested_mac = config.mac_address.clone().filter(|m| !m.is_empty());
     if let Some(mac) = requested_mac.as_ref().filter(|m| !is_mac(m)) {
-        return Err(Failure::invalid(format!("invalid MAC address: {mac}")));
+        return Err(Failure::invalid(format!(
+            "invalid config for network {}: invalid MAC address {mac}",
+            network.spec.name
+        )));
     }
     let network = NetworkId::new(&network.meta.name);
     Ok(EndpointSpec { pod: pod.clone(), network, names, requested_ipv4, requested_mac, ports: Vec::new() })

@@ -212,6 +212,19 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("No such container: x"), "{answer}");
     }
 
+    #[tokio::test]
+    async fn a_head_that_is_too_long_or_has_too_many_lines_is_answered_with_431() {
+        let head = |lines: String| format!("GET /_ping HTTP/1.1\r\nhost: d\r\nconnection: close\r\n{lines}\r\n");
+        let within = (0..MAX_HEADERS - 2).map(|n| format!("x-{n}: y\r\n")).collect::<String>();
+        assert!(ask(Scope::default(), &head(within)).await.starts_with("HTTP/1.1 200 "));
+        let many = (0..MAX_HEADERS).map(|n| format!("x-{n}: y\r\n")).collect::<String>();
+        let long = format!("x: {}\r\n", "y".repeat(2 * MAX_HEAD));
+        for lines in [many, long] {
+            let answer = ask(Scope::default(), &head(lines)).await;
+            assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_sends_no_head_or_no_body_is_let_go() {
         assert_eq!(ask(Scope::default(), "GET /_ping HT").await, "");

@@ -1,4 +1,4 @@
-//! `_ping`, `version`, `info`, `auth`, `system/df`, and what this engine does not have: plugins, swarm.
+//! `_ping`, `version`, `info`, `system/df`, and what this engine does not have: plugins, swarm.
 
 use crate::App;
 use crate::errors::{Failure, Result};
@@ -10,7 +10,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use axum::routing::{any, get, post};
+use axum::routing::{any, get};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -23,7 +23,6 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/version", get(version))
         .route("/info", get(info))
         .route("/events", get(events::events))
-        .route("/auth", post(auth))
         .route("/system/df", get(df))
         .route("/plugins", get(async || Json(json!([]))))
         .route("/plugins/privileges", any(no_plugin_installation))
@@ -199,18 +198,6 @@ fn describe_info(app: &App, node: &NodeStatus) -> Value {
         "CDISpecDirs": [],
         "Warnings": null,
     })
-}
-
-/// Checks a login: there is nothing to check it against until an image is pulled, so it only has to be one.
-async fn auth(body: Bytes) -> Result<Json<Value>> {
-    let login: Value = serde_json::from_slice(&body).map_err(|e| {
-        let why = if e.is_eof() { "unexpected EOF".into() } else { e.to_string() };
-        Failure::invalid(why)
-    })?;
-    if !login.is_object() {
-        return Err(Failure::invalid("a login is wanted"));
-    }
-    Ok(Json(json!({"Status": "Login Succeeded", "IdentityToken": ""})))
 }
 
 async fn df(State(app): State<Arc<App>>, version: ApiVersion, params: Params) -> Result<Json<Value>> {

@@ -39,6 +39,7 @@ pub fn router(context: Context, registries: Registries, docker: Docker) -> Route
         .route("/build", post(build))
         .route("/build/prune", post(prune))
         .route("/distribution", get(distribution))
+        .route("/login", post(login))
         .with_state(Server { context: context.clone(), registries, docker })
         .merge(crate::registry::serve(context))
         .layer(DefaultBodyLimit::disable())
@@ -76,6 +77,17 @@ async fn distribution(State(server): State<Server>, RawQuery(query): RawQuery, h
     };
     match asked.await {
         Ok(value) => axum::Json(value).into_response(),
+        Err(error) => progress::error_response(&error),
+    }
+}
+
+async fn login(State(server): State<Server>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    let asked = async {
+        let query = Query::parse(query.as_deref());
+        server.registries.login(query.get("registry").unwrap_or_default(), credentials(&headers)?).await
+    };
+    match asked.await {
+        Ok(()) => axum::http::StatusCode::NO_CONTENT.into_response(),
         Err(error) => progress::error_response(&error),
     }
 }

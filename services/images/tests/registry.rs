@@ -100,6 +100,11 @@ async fn credentials_are_asked_for_and_wrong_ones_are_refused_in_words() {
     assert!(refused.contains("may require 'docker login'"), "{refused}");
     let pulled = zone.post_as(&format!("/pull?image={name}"), &as_whom("me", "secret")).await;
     assert!(pulled.contains("Image is up to date"), "{pulled}");
+    let login = format!("/login?registry=127.0.0.1:{port}");
+    assert_eq!(zone.call_as(Method::POST, &login, "", &as_whom("me", "secret")).await.0, 204);
+    let (status, words) = zone.call_as(Method::POST, &login, "", &as_whom("me", "wrong")).await;
+    let words = String::from_utf8_lossy(&words).into_owned();
+    assert!(status == 403 && words.contains("failed with status: 401 Unauthorized"), "{status} {words}");
 }
 
 /// What the stand-in registry does with the one layer of its image.

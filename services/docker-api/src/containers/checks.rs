@@ -14,6 +14,11 @@ use zone::endpoint::{Protocol, PublishedPort};
 use zone::image::Image;
 use zone::pod::{RestartPolicy, Ulimit};
 
+/// Every capability there is, without `CAP_` (capabilities(7)), and the word for all.
+const CAPABILITIES: &str = "ALL AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH \
+    FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST \
+    NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO \
+    SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM";
 /// Half of the log of a container whose log nobody may read, bytes.
 const UNREAD_LOG: u64 = 1 << 20;
 
@@ -55,8 +60,17 @@ pub fn host_config(host: &HostConfig) -> Result<Vec<String>> {
         warnings.push("uts=host means the microVM's own, not the host's".into());
     }
     for option in host.security_opt.iter().flatten() {
+        if !option.contains(['=', ':']) && option != "no-new-privileges" && option != "disable" {
+            return Err(Failure::invalid(format!("invalid --security-opt 1: \"{option}\"")));
+        }
         if !option.starts_with("no-new-privileges") {
             warnings.push(format!("security option \"{option}\" has no effect: a container is a microVM"));
+        }
+    }
+    for (what, words) in [("CapAdd", &host.cap_add), ("CapDrop", &host.cap_drop)] {
+        let unknown = |name: &String| !CAPABILITIES.split(' ').any(|known| known == name);
+        if let Some(name) = capabilities(words.clone()).into_iter().find(unknown) {
+            return Err(Failure::invalid(format!("invalid {what}: unknown capability: \"CAP_{name}\"")));
         }
     }
     log_driver(host)?;
@@ -78,11 +92,28 @@ fn runtime(runtime: &str) -> Result<()> {
 }
 
 fn log_driver(host: &HostConfig) -> Result<()> {
-    match host.log_config.as_ref().and_then(|l| l.kind.as_deref()).unwrap_or_default() {
-        "" | "json-file" | "local" | "none" => Ok(()),
-        other => Err(Failure::invalid(format!(
-            "logger: no log driver named '{other}' is registered (there are \"json-file\", \"local\" and \"none\")"
-        ))),
+    const FILES: [&str; 3] = ["max-file", "max-size", "compress"];
+    const JSON: [&str; 5] = ["labels", "labels-regex", "env", "env-regex", "tag"];
+    let Some(config) = &host.log_config else { return Ok(()) };
+    let driver = match config.kind.as_deref().unwrap_or_default() {
+        "" => "json-file",
+        "none" => return Ok(()),
+        known @ ("json-file" | "local") => known,
+        other => {
+            return Err(Failure::invalid(format!(
+                "error looking up logging plugin {other}: plugin \"{other}\" not found"
+            )));
+        }
+    };
+    let known = |key: &str| FILES.contains(&key) || (driver == "json-file" && JSON.contains(&key));
+    match config
+        .config
+        .iter()
+        .flatten()
+        .find(|(key, _)| !known(key) && !["mode", "max-buffer-size"].contains(&key.as_str()))
+    {
+        Some((key, _)) => Err(Failure::invalid(format!("unknown log opt '{key}' for {driver} log driver"))),
+        None => Ok(()),
     }
 }
 
@@ -213,9 +244,15 @@ pub fn ports(host: &HostConfig, exposed: &BTreeSet<String>) -> Result<Vec<Publis
             };
             let host_port = match binding.host_port.as_deref().unwrap_or_default() {
                 "" | "0" => None,
-                text => Some(text.parse::<u16>().map_err(|_| {
-                    Failure::invalid(format!("invalid host port \"{text}\" for {port}: a number from 1 to 65535 is wanted; ranges are not supported"))
-                })?),
+                text => {
+                    let wrong = match text.split_once('-') {
+                        Some(_) => {
+                            format!("invalid port specification: \"{text}\": a range of host ports is not supported")
+                        }
+                        None => format!("invalid port specification: \"{text}\""),
+                    };
+                    Some(text.parse::<u16>().map_err(|_| Failure::invalid(wrong))?)
+                }
             };
             ports.push(PublishedPort { protocol, container_port, host_ip, host_port });
         }
@@ -250,7 +287,7 @@ fn parse_port(text: &str) -> Result<(u16, Protocol)> {
         .parse::<u16>()
         .ok()
         .filter(|n| *n > 0)
-        .ok_or_else(|| Failure::invalid(format!("invalid port specification: \"{text}\"")))?;
+        .ok_or_else(|| Failure::invalid(format!("invalid port specification: \"{number}\"")))?;
     match protocol.to_ascii_lowercase().as_str() {
         "tcp" => Ok((number, Protocol::Tcp)),
         "udp" => Ok((number, Protocol::Udp)),
@@ -297,8 +334,17 @@ mod tests {
             (json!({"AutoRemove": true, "RestartPolicy": {"Name": "always"}}), "AutoRemove"),
             (json!({"RestartPolicy": {"Name": "sometimes"}}), "unknown policy 'sometimes'"),
             (json!({"NetworkMode": "container:x"}), "not supported yet"),
+            (json!({"CapAdd": ["CAP_MOON"]}), "invalid CapAdd: unknown capability: \"CAP_MOON\""),
+            (json!({"SecurityOpt": ["moon"]}), "invalid --security-opt 1: \"moon\""),
+            (
+                json!({"LogConfig": {"Type": "local", "Config": {"tag": "x"}}}),
+                "unknown log opt 'tag' for local log driver",
+            ),
             (json!({"Runtime": "nvidia"}), "runtime name: nvidia"),
-            (json!({"LogConfig": {"Type": "syslog"}}), "no log driver named 'syslog'"),
+            (
+                json!({"LogConfig": {"Type": "syslog"}}),
+                "error looking up logging plugin syslog: plugin \"syslog\" not found",
+            ),
         ] {
             let failure = host_config(&host(config.clone())).unwrap_err();
             assert!(failure.status == 400 && failure.message.contains(part), "{config}: {failure}");

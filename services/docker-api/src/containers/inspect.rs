@@ -94,7 +94,7 @@ fn describe(app: &App, world: &World, container: &Container) -> Value {
             config.insert("MacAddress".into(), mac.clone());
         }
     }
-    let log = app.log_files(container)[0].display().to_string();
+    let log = if tried { app.log_files(container)[0].display().to_string() } else { String::new() };
     json!({
         "AppArmorProfile": "",
         "Args": spec.args.iter().skip(1).collect::<Vec<_>>(),
@@ -150,7 +150,7 @@ fn state(container: &Container) -> Value {
         "StartedAt": names::time(status.started_ns),
         "Status": word,
     });
-    if container.spec().health.is_some() {
+    if container.spec().health.is_some() && status.started_ns != 0 {
         state["Health"] = health::json(&status.health.unwrap_or_default());
     }
     state
@@ -442,10 +442,10 @@ pub mod tests {
         // Only a container with a check has Health; the descriptor exists only where images are kept by containerd.
         let mut ours = describe(&app, &world, &container);
         fit(Answer::Container, ApiVersion(51), &mut ours);
-        for legacy in crate::fields::FIELDS.iter().filter(|f| f.answer == Answer::Container && f.until == 51) {
+        for legacy in crate::fields::FIELDS.iter().filter(|f| f.answers.contains(&Answer::Container) && f.until == 51) {
             // The golden answer is of an engine that had given these up for every version.
-            let (parent, key) = legacy.path.rsplit_once('/').unwrap();
-            ours.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key).unwrap();
+            let object = ours.pointer_mut(legacy.of).unwrap().as_object_mut().unwrap();
+            legacy.names.iter().for_each(|name| drop(object.remove(*name).unwrap()));
         }
         same_keys("", &golden, &ours, &[".State.Health", ".ImageManifestDescriptor"]);
     }

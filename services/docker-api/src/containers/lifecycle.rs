@@ -209,6 +209,8 @@ pub async fn stop(State(app): State<Arc<App>>, Path(id): Path<String>, params: P
         return Err(Failure::not_modified());
     }
     let grace = params.number("t")?.unwrap_or_else(|| default_grace(&container));
+    let own = own_signal(&container);
+    app.events.signal(container.spec(), params.get("signal").and_then(signal_number).unwrap_or(own), false);
     // Docker sends another signal than the container's own only once; pods sends the own one afterwards.
     if let Some(signal) = params.get("signal") {
         signal_agent(&app, &container, signal).await?;
@@ -262,6 +264,7 @@ pub async fn restart(State(app): State<Arc<App>>, Path(id): Path<String>, params
     let container = app.store.world().container(&id)?;
     if container.is_active() {
         let grace = params.number("t")?.unwrap_or_else(|| default_grace(&container));
+        app.events.signal(container.spec(), own_signal(&container), false);
         stop_one(&app, &container, grace).await?;
     }
     let container = app.store.world().container(container.id().as_str())?;
@@ -285,8 +288,8 @@ pub async fn kill(State(app): State<Arc<App>>, Path(id): Path<String>, params: P
     if !container.is_running() && container.pod.status.phase != Phase::Starting {
         return Err(not_running());
     }
-    let own = signal_number(&container.spec().stop_signal).unwrap_or(SIGTERM);
-    app.events.send(Message::container(container.spec(), "kill", &[("signal", number.to_string())]));
+    let own = own_signal(&container);
+    app.events.signal(container.spec(), number, number == SIGKILL || number == own);
     if number == SIGKILL {
         stop_one(&app, &container, 0).await?;
         return Ok(StatusCode::NO_CONTENT);
@@ -306,6 +309,11 @@ pub async fn kill(State(app): State<Arc<App>>, Path(id): Path<String>, params: P
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// The signal that stops it.
+fn own_signal(container: &Container) -> u32 {
+    signal_number(&container.spec().stop_signal).unwrap_or(SIGTERM)
+}
+
 async fn signal_agent(app: &App, container: &Container, signal: &str) -> Result<()> {
     let query = format!("signal={}", proxy::encode(signal));
     let response = proxy::to_agent(app, container, "POST", "kill", Some(&query), Body::empty()).await?;
@@ -318,7 +326,8 @@ async fn signal_agent(app: &App, container: &Container, signal: &str) -> Result<
     Err(Failure { status, message })
 }
 
-const SIGKILL: u32 = 9;
+/// The signal that nothing survives.
+pub const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 
 /// A signal's number from `9`, `KILL` or `SIGKILL` (signal(7), x86).

@@ -164,6 +164,10 @@ pub fn host_config_json(raw: &Value) -> Value {
     if config["LogConfig"]["Type"] == "" || config["LogConfig"]["Type"].is_null() {
         config.insert("LogConfig".into(), json!({"Type": "json-file", "Config": {}}));
     }
+    // Memory and swap together; the guest has no swap, but this is what without a word of it is meant.
+    if let (Some(memory @ 1..), Some(0)) = (config["Memory"].as_i64(), config["MemorySwap"].as_i64()) {
+        config.insert("MemorySwap".into(), json!(memory.saturating_mul(2)));
+    }
     if config["ShmSize"] == 0 {
         config.insert("ShmSize".into(), json!(64 << 20));
     }

@@ -139,11 +139,12 @@ impl Plan {
             [source, target, options] if !source.is_empty() => (source, target, options),
             _ => return Err(wrong()),
         };
-        let (read_only, no_copy) = mode(options)
-            .map_err(|option| Failure::invalid(format!("invalid mode: {option} in volume specification '{bind}'")))?;
-        let target = absolute(target).map_err(|failure| match target {
-            "/" => Failure::invalid(format!("invalid volume specification: '{bind}': {}", failure.message)),
-            _ => wrong(),
+        let (read_only, no_copy) =
+            mode(options).map_err(|option| Failure::invalid(format!("invalid mode: {option}")))?;
+        let kind = if source.starts_with('/') { "bind" } else { "volume" };
+        let target = absolute(target).map_err(|failure| {
+            let why = format!("invalid mount config for type \"{kind}\": {}", failure.message);
+            Failure::invalid(format!("invalid volume specification: '{bind}': {why}"))
         })?;
         if source.starts_with('/') {
             return self.host_path(place, source, target, read_only, true);

@@ -39,6 +39,7 @@ pub async fn remove(State(app): State<Arc<App>>, Path(id): Path<String>, params:
                 container.state()
             )));
         }
+        app.events.signal(container.spec(), lifecycle::SIGKILL, true);
         lifecycle::stop_one(&app, &container, 0).await?;
     }
     remove_one(&app, &container, params.flag("v")).await?;

@@ -50,13 +50,14 @@ fn cpus(host: &HostConfig) -> Result<()> {
         (host.nano_cpus.unwrap_or_default(), host.cpu_period.unwrap_or_default(), host.cpu_quota.unwrap_or_default());
     for (what, value) in [("CPU Period", period), ("CPU Quota", quota)] {
         if nano > 0 && value != 0 {
-            return Err(Failure::invalid(format!(
-                "Conflicting options: Nano CPUs cannot be updated as {what} has already been set"
-            )));
+            return Err(Failure::invalid(format!("Conflicting options: Nano CPUs and {what} cannot both be set")));
         }
     }
-    if nano < 0 {
-        return Err(Failure::invalid("range of CPUs is from 0.01 upwards"));
+    let there = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if nano < 0 || nano.unsigned_abs() > there as u64 * 1_000_000_000 {
+        return Err(Failure::invalid(format!(
+            "Range of CPUs is from 0.01 to {there}.00, as there are only {there} CPUs available"
+        )));
     }
     if period != 0 && !PERIOD_US.contains(&period) {
         return Err(Failure::invalid(
@@ -160,7 +161,9 @@ mod tests {
         for (config, part) in [
             (json!({"Memory": 1024}), "6MB"),
             (json!({"MemorySwap": 1 << 30}), "always set the Memory limit"),
-            (json!({"NanoCpus": 1, "CpuPeriod": 2}), "Nano CPUs cannot be updated as CPU Period"),
+            (json!({"NanoCpus": 1, "CpuPeriod": 2}), "Nano CPUs and CPU Period cannot both be set"),
+            (json!({"NanoCpus": -1}), "Range of CPUs is from 0.01 to "),
+            (json!({"NanoCpus": 99_999_000_000_000_i64}), "CPUs available"),
             (json!({"CpuPeriod": 5}), "CPU cfs period"),
             (json!({"CpuQuota": 5}), "CPU cfs quota"),
         ] {

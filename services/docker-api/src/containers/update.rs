@@ -90,6 +90,12 @@ pub async fn update(State(app): State<Arc<App>>, Path(id): Path<String>, body: B
     let mut config = container.spec().docker["HostConfig"].clone();
     note(&mut config, &raw, named.is_some());
     let whole: HostConfig = serde_json::from_value(config.clone()).unwrap_or_default();
+    let above = whole.memory_swap.is_some_and(|swap| swap > 0 && swap < whole.memory.unwrap_or_default());
+    if above && wanted.memory_swap.unwrap_or_default() == 0 {
+        return Err(Failure::invalid(
+            "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
+        ));
+    }
     resources::check(&whole)?;
     let memory = whole.memory.unwrap_or_default();
     let mut vcpus = 0;

@@ -42,7 +42,8 @@ pub async fn prune(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Js
     // Without `all` Docker keeps what images use; here images have their layers in any case.
     let answer = to_images(&app, "POST", "/build/prune?all=1", &headers, Body::empty()).await?;
     let answer = crate::agent::json(answer).await;
-    Ok(Json(json!({"CachesDeleted": answer["CachesDeleted"], "SpaceReclaimed": answer["SpaceReclaimed"]})))
+    let deleted = answer["CachesDeleted"].as_array().filter(|list| !list.is_empty());
+    Ok(Json(json!({"CachesDeleted": deleted, "SpaceReclaimed": answer["SpaceReclaimed"]})))
 }
 
 /// `/grpc` and `/session`.

@@ -1,12 +1,13 @@
 //! Registries (OCI distribution specification): pull and push; and the zone as one (serve.rs, uploads.rs).
 //!
 //! ```text
-//! pull.rs, push.rs, ask.rs ── session.rs (one repository: base address, authorization, 401 dance) ── transport.rs (HTTP, TLS)
+//! pull.rs, push.rs, ask.rs, login.rs ── session.rs (one repository: base address, authorization, 401 dance) ── transport.rs (HTTP, TLS)
 //! ```
 //! Nothing that a registry says is believed: every manifest and blob is hashed.
 
 mod ask;
 mod auth;
+mod login;
 mod pull;
 mod push;
 mod serve;

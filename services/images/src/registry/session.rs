@@ -42,6 +42,21 @@ impl Session {
         Self { transport, base, repository, credentials, authorization: Mutex::new(bearer) }
     }
 
+    /// The same registry, with no repository in particular.
+    #[must_use]
+    pub fn without_repository(mut self) -> Self {
+        self.repository.clear();
+        self
+    }
+
+    /// The address that answers anybody whom the registry knows.
+    ///
+    /// # Errors
+    /// `Invalid` when it makes no address.
+    pub fn root(&self) -> Result<Uri> {
+        parse_uri(&format!("{}/v2/", self.base))
+    }
+
     /// The address of something in the repository, `manifests/latest`.
     ///
     /// # Errors
@@ -142,10 +157,13 @@ impl Session {
             return Err(invalid(format!("the registry wants credentials sent to {realm:.200}, which is not https")));
         }
         let actions = if *method == Method::GET || *method == Method::HEAD { "pull" } else { "pull,push" };
-        let scope =
-            if scope.is_empty() { format!("repository:{}:{actions}", self.repository) } else { scope.to_owned() };
         let encode = |s: &str| utf8_percent_encode(s, NON_ALPHANUMERIC).to_string();
-        let mut query = format!("service={}&scope={}", encode(service), encode(&scope));
+        let mut query = format!("service={}", encode(service));
+        match (scope, self.repository.as_str()) {
+            ("", "") => {}
+            ("", repository) => query += &format!("&scope={}", encode(&format!("repository:{repository}:{actions}"))),
+            (scope, _) => query += &format!("&scope={}", encode(scope)),
+        }
         let mut headers = HeaderMap::new();
         let (method, uri, body) = if self.credentials.identitytoken.is_empty() {
             if let Some(basic) = self.credentials.basic() {

@@ -127,11 +127,22 @@ impl Zone {
     }
 
     pub async fn call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> (u16, Vec<u8>) {
+        self.call_as(method, path, body, "").await
+    }
+
+    /// Asks with credentials, as `X-Registry-Auth` has them.
+    pub async fn call_as(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+        credentials: &str,
+    ) -> (u16, Vec<u8>) {
         let stream = tokio::net::UnixStream::connect(self.path("images.sock")).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request =
-            Request::builder().method(method).uri(path).header("host", "x").body(Full::new(body.into())).unwrap();
+        let request = Request::builder().method(method).uri(path).header("host", "x");
+        let request = request.header("x-registry-auth", credentials).body(Full::new(body.into())).unwrap();
         let response = sender.send_request(request).await.unwrap();
         let status = response.status().as_u16();
         (status, response.into_body().collect().await.unwrap().to_bytes().to_vec())
@@ -152,15 +163,8 @@ impl Zone {
         response.headers()["location"].to_str().unwrap().to_owned()
     }
 
-    /// Posts with credentials, as `X-Registry-Auth` has them.
     pub async fn post_as(&self, path: &str, credentials: &str) -> String {
-        let stream = tokio::net::UnixStream::connect(self.path("images.sock")).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let request = Request::builder().method(Method::POST).uri(path).header("host", "x");
-        let request = request.header("x-registry-auth", credentials).body(Full::new(Bytes::new())).unwrap();
-        let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
-        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+        String::from_utf8(self.call_as(Method::POST, path, "", credentials).await.1).unwrap()
     }
 
     pub async fn images(&self) -> Vec<zone::Resource<Image>> {
