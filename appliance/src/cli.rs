@@ -61,9 +61,12 @@ pub struct Source {
     /// Debian mirror; default: that of this computer's apt
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
-    /// Fail unless every package has the version in the lock file
+    /// Fail unless every package is exactly that of the lock file; taken from the local package cache where it has it
     #[arg(long)]
     pub locked: bool,
+    /// An archive of Debian as it was, for what the mirror no longer has; a second one for the security archive
+    #[arg(long, value_name = "URL")]
+    pub snapshot: Vec<String>,
 }
 
 /// `run`.
@@ -74,7 +77,7 @@ pub struct Run {
     #[command(flatten)]
     pub boot: Boot,
     /// Build nothing: boot the last zone again with the image that it has
-    #[arg(long, conflicts_with_all = ["mirror", "locked", "release"])]
+    #[arg(long, conflicts_with_all = ["mirror", "locked", "snapshot", "release"])]
     pub no_build: bool,
     /// Boot the release image, which has no exec door, bench or logs (the zone's certificates come by pairing)
     #[arg(long, hide = true)]

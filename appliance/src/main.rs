@@ -76,6 +76,7 @@ fn build_options(source: &cli::Source, variant: Variant) -> Result<BuildOptions>
         variant,
         mirror: source.mirror.clone(),
         locked: source.locked,
+        snapshots: source.snapshot.clone(),
         version: None,
         flaw: build::Flaw::None,
     })
@@ -92,7 +93,7 @@ fn refresh_lock(source: &cli::Source) -> Result<()> {
     for line in &changed {
         print(line);
     }
-    print(&format!("{} packages changed", changed.len()));
+    print(&format!("{} packages changed; `cargo appliance build` takes them", changed.len()));
     Ok(())
 }
 
@@ -101,7 +102,8 @@ fn collect_cache(days: u32) -> Result<()> {
     for path in &collected.removed {
         print(&format!("removed {}", path.display()));
     }
-    print(&format!("{} removed, {} kept, {} MiB freed", collected.removed.len(), collected.kept, collected.freed_mib));
+    let build::cache::Collected { removed, kept, packages, freed_mib } = &collected;
+    print(&format!("{} steps removed, {kept} kept, {packages} packages removed, {freed_mib} MiB freed", removed.len()));
     Ok(())
 }
 
@@ -139,7 +141,12 @@ fn build_only(options: &cli::Build) -> Result<()> {
     let mut report = Report::new();
     let built = build_image(&options.source, variant, &mut report)?;
     drop(report);
-    print(&format!("image   {}\nsize    {} bytes\nsha256  {}", built.image.display(), built.size, built.sha256));
+    let packages = match built.moved {
+        0 => "as in image-recipes/packages.lock".into(),
+        moved => format!("not locked: {moved} are not as in image-recipes/packages.lock"),
+    };
+    let (image, size) = (built.image.display(), built.size);
+    print(&format!("image     {image}\nsize      {size} bytes\nsha256    {}\npackages  {packages}", built.sha256));
     Ok(())
 }
 

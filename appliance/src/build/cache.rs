@@ -7,9 +7,12 @@
 //! `builds/` holds a list for each checkout and kind of image: what its last whole build was made from. Collecting removes what is
 //! on none of them; it waits for no build and is refused while one runs.
 
+use super::debs;
 use super::error::{At, Error, Result};
 use super::host::Host;
 use super::key::Key;
+use super::lock::Lock;
+use super::trees::DEBS;
 use super::{Outcome, Progress};
 use rustix::fs::{FlockOperation, flock};
 use std::cell::RefCell;
@@ -43,6 +46,8 @@ pub struct Collected {
     pub removed: Vec<PathBuf>,
     /// How many stay.
     pub kept: usize,
+    /// Files of the local package cache that no lock names, which are gone.
+    pub packages: usize,
     /// How much more room the disk has.
     pub freed_mib: u64,
 }
@@ -175,13 +180,11 @@ impl Cache {
         Ok(entry)
     }
 
-    /// Moves an entry to another key, unless that is there already.
-    ///
-    /// # Errors
-    /// When it cannot be renamed.
-    pub fn rekey(&self, step: &str, entry: &Path, key: Key) -> Result<()> {
-        let to = self.root.join(step).join(key.hex());
-        if to.exists() { self.host.remove(entry) } else { fs::rename(entry, &to).at("put in place", &to) }
+    /// The entry of `step` for `key`, when it is there.
+    #[must_use]
+    pub fn find(&self, step: &str, key: &Key) -> Option<PathBuf> {
+        let entry = self.root.join(step).join(key.clone().hex());
+        entry.is_dir().then_some(entry)
     }
 
     /// Notes that the last whole build of `what` in `workspace` is made from the entries that were used since the cache was opened.
@@ -197,20 +200,22 @@ impl Cache {
         fs::rename(&new, &path).at("write", &path)
     }
 
-    /// The entries that the last builds need; forgets the builds of checkouts that are gone.
-    fn needed(&self) -> Result<BTreeSet<String>> {
+    /// The entries that the last builds need, and the locks of their checkouts; forgets the builds of checkouts that are gone.
+    fn needed(&self) -> Result<(BTreeSet<String>, Vec<Lock>)> {
         let dir = self.kept(BUILDS)?;
-        let mut needed = BTreeSet::new();
+        let (mut needed, mut locks) = (BTreeSet::new(), Vec::new());
         for list in fs::read_dir(&dir).at("read", &dir)?.flatten() {
             let text = super::host::read(&list.path())?;
             let mut lines = text.lines();
-            if lines.next().is_some_and(|workspace| Path::new(workspace).join("image-recipes").is_dir()) {
+            let recipes = Path::new(lines.next().unwrap_or_default()).join("image-recipes");
+            if recipes.is_dir() {
+                locks.push(Lock::read(&recipes.join("packages.lock"))?);
                 needed.extend(lines.map(str::to_owned));
             } else {
                 fs::remove_file(list.path()).at("remove", list.path())?;
             }
         }
-        if needed.is_empty() { Err(Error::NothingNeeded { path: self.root.clone() }) } else { Ok(needed) }
+        if needed.is_empty() { Err(Error::NothingNeeded { path: self.root.clone() }) } else { Ok((needed, locks)) }
     }
 
     /// Removes entries that no checkout's last build needs and no build has used for `age`.
@@ -221,7 +226,7 @@ impl Cache {
         if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(Error::CacheInUse { path: self.root.clone() });
         }
-        let (needed, before) = (self.needed()?, self.free_mib()?);
+        let ((needed, locks), before) = (self.needed()?, self.free_mib()?);
         let old = |path: &Path| {
             let used = fs::metadata(path).and_then(|meta| meta.modified());
             used.is_ok_and(|used| SystemTime::now().duration_since(used).is_ok_and(|idle| idle >= age))
@@ -248,6 +253,7 @@ impl Cache {
         for log in fs::read_dir(self.root.join("logs")).at("read", &self.root)?.flatten().filter(|e| old(&e.path())) {
             fs::remove_file(log.path()).at("remove", log.path())?;
         }
+        collected.packages = debs::collect(&self.kept(DEBS)?, locks.iter().flat_map(Lock::all))?;
         collected.freed_mib = self.free_mib()?.saturating_sub(before);
         Ok(collected)
     }

@@ -72,8 +72,9 @@ pub fn guest_kernel(
     progress: &mut dyn Progress,
 ) -> Result<PathBuf> {
     let fragment = host::read(&recipes.join("guest-kernel/config"))?;
-    let source = build.versions.get("linux-source-6.12").cloned().unwrap_or_default();
-    let compiler = build.versions.get("gcc").cloned().unwrap_or_default();
+    let version = |name: &str| build.packages.get(name).map(|package| package.version.clone()).unwrap_or_default();
+    let source = version("linux-source-6.12");
+    let compiler = version("gcc");
     let key = Key::new("guest-kernel", 1)
         .text("fragment", &fragment)
         .text("script", GUEST_KERNEL)

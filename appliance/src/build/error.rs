@@ -66,7 +66,7 @@ pub enum Error {
     Mirror { url: String, suite: &'static str, reason: String, todo: &'static str, log: PathBuf },
 
     #[error(
-        "these packages do not have the versions of image-recipes/packages.lock:\n{moved}build without --locked, or run `cargo appliance lock` to accept them"
+        "these packages are not those of image-recipes/packages.lock:\n{moved}name an archive that still has them with --snapshot URL, build without --locked, or run `cargo appliance lock` to accept them"
     )]
     Unlocked { moved: String },
 

@@ -30,11 +30,23 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// From the machine's apt sources, or from `mirror` alone.
+    /// From the machine's apt sources, or from `mirror` alone; the archives `snapshots`, which are as they were some day, beside it.
     ///
     /// # Errors
-    /// [`Error::NoMirror`].
-    pub fn detect(mirror: Option<&str>) -> Result<Self> {
+    /// [`Error::NoMirror`], [`Error::NotAMirror`].
+    pub fn detect(mirror: Option<&str>, snapshots: &[String]) -> Result<Self> {
+        let mut sources = Self::present(mirror)?;
+        for url in snapshots {
+            let url = archive(url)?;
+            let suites: &[&str] = if url.contains("-security") { &["-security"] } else { &["", "-updates"] };
+            // Old indexes say that they are no longer valid; their signatures still are.
+            let line = |suite: &&str| format!("deb [check-valid-until=no] {url} {SUITE}{suite} main contrib");
+            sources.lines.extend(suites.iter().map(line));
+        }
+        Ok(sources)
+    }
+
+    fn present(mirror: Option<&str>) -> Result<Self> {
         if let Some(url) = mirror {
             return Ok(Self::compose(archive(url)?, None, &[]));
         }
@@ -183,6 +195,21 @@ mod tests {
             Types: deb\nURIs: https://node\nSuites: nodistro\nComponents: main\n\n\
             Types: deb\nEnabled: no\nURIs: http://off/debian\nSuites: trixie\nComponents: main\n";
         check(&parse_deb822(text), &[("http://m/debian", false), ("http://m/debian", false), ("http://m/sec", true)]);
+    }
+
+    #[test]
+    fn a_snapshot_is_an_archive_whose_day_is_past() {
+        let snapshots = ["http://s/debian/1/".to_owned(), "http://s/debian-security/1".to_owned()];
+        let sources = Sources::detect(Some("http://m/debian"), &snapshots).unwrap();
+        assert_eq!(sources.url, "http://m/debian");
+        assert_eq!(
+            sources.lines[2..],
+            ["", "-updates", "-security"].map(|suite| format!(
+                "deb [check-valid-until=no] http://s/debian{}/1 trixie{suite} main contrib",
+                if suite == "-security" { suite } else { "" }
+            ))
+        );
+        assert!(Sources::detect(Some("http://m/debian"), &["yesterday".into()]).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod compile;
 pub mod cpio;
+pub mod debs;
 pub mod disk;
 pub mod error;
 pub mod extension;
@@ -15,6 +16,7 @@ pub mod key;
 pub mod lock;
 pub mod mirror;
 pub mod release;
+pub mod resolve;
 pub mod root;
 pub mod services;
 pub mod size;
@@ -53,8 +55,10 @@ pub struct BuildOptions {
     pub variant: Variant,
     /// Debian mirror; `None` for that of the machine's own apt sources.
     pub mirror: Option<String>,
-    /// Fail unless every package has exactly the version in `image-recipes/packages.lock`.
+    /// Fail unless every package is exactly that of `image-recipes/packages.lock`.
     pub locked: bool,
+    /// Archives of Debian as it was, for what the mirror no longer has.
+    pub snapshots: Vec<String>,
     /// The version that the machine is told to be of; `None` for that of the workspace.
     pub version: Option<String>,
     /// For tests of updates: what is wrong with the image.
@@ -121,8 +125,8 @@ pub struct Built {
     pub tools: Tools,
     /// The assembled root before compression, for [`size::report`].
     pub root: PathBuf,
-    /// Whether every package had the version that the lock names.
-    pub locked: bool,
+    /// How many packages are not as the lock says.
+    pub moved: usize,
     /// What an update of this image consists of.
     pub update: release::Update,
 }
@@ -135,15 +139,16 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     let host = Host::detect()?;
     let cache = Cache::open(cache_root(options)?, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
-    let sources = Sources::detect(options.mirror.as_deref())?;
+    let sources = Sources::detect(options.mirror.as_deref(), &options.snapshots)?;
     let lock = Lock::read(&recipes.join("packages.lock"))?;
-    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock, fresh: None };
+    let strict = options.locked;
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock, strict };
     let tools_tree = trees.make("tools", progress)?;
     let build_tree = trees.make("build", progress)?;
     let root_tree = trees.make("root", progress)?;
-    let mut locked = true;
+    let mut moved = 0;
     for (name, tree) in [("tools", &tools_tree), ("build", &build_tree), ("root", &root_tree)] {
-        check_lock(&lock, name, tree, options, progress, &mut locked)?;
+        moved += tell_moved(&lock, name, tree, progress);
     }
 
     let version = options.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
@@ -158,15 +163,17 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
         services: &services,
         recipes: &recipes,
         version: env!("CARGO_PKG_VERSION"),
+        locked: moved == 0,
         flaw: options.flaw,
     };
     let root = root::assemble(&cache, host, &tools, &parts, progress)?;
     let initrd = initrd::make(&cache, &tools, &tools_tree, &root, &recipes, options.flaw, progress)?;
+    let mut moved_in_dev = 0;
     let extension = match options.variant {
         Variant::Release => None,
         Variant::Development => {
             let dev = trees.make("dev", progress)?;
-            check_lock(&lock, "dev", &dev, options, progress, &mut locked)?;
+            moved_in_dev = tell_moved(&lock, "dev", &dev, progress);
             let inputs = extension::Inputs { workspace: &options.workspace, dev: &dev, root: &root_tree };
             Some(extension::make(&cache, host, &tools, &trees, &inputs, progress)?)
         }
@@ -195,7 +202,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
         ovmf_vars: tools.tree().join("usr/share/OVMF/OVMF_VARS_4M.fd"),
         tools,
         root: root.path,
-        locked,
+        moved: moved + moved_in_dev,
         update,
     })
 }
@@ -208,9 +215,10 @@ pub fn services_only(options: &BuildOptions, progress: &mut dyn Progress) -> Res
     let host = Host::detect()?;
     let cache = Cache::open(cache_root(options)?, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
-    let sources = Sources::detect(options.mirror.as_deref())?;
+    let sources = Sources::detect(options.mirror.as_deref(), &options.snapshots)?;
     let lock = Lock::read(&recipes.join("packages.lock"))?;
-    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock, fresh: None };
+    let strict = options.locked;
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &lock, strict };
     let build_tree = trees.make("build", progress)?;
     let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
     services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)
@@ -220,31 +228,20 @@ fn cache_root(options: &BuildOptions) -> Result<PathBuf> {
     options.cache.clone().map_or_else(cache::default_root, Ok)
 }
 
-/// Says which packages of a tree are not as locked, or fails when that is what the caller wants.
-fn check_lock(
-    lock: &Lock,
-    name: &str,
-    tree: &Tree,
-    options: &BuildOptions,
-    progress: &mut dyn Progress,
-    locked: &mut bool,
-) -> Result<()> {
-    let moved = lock::moved(name, &lock.tree(name), &tree.versions);
-    if moved.is_empty() {
-        return Ok(());
+/// Says which packages of a tree are not as locked; returns how many.
+fn tell_moved(lock: &Lock, name: &str, tree: &Tree, progress: &mut dyn Progress) -> usize {
+    const SHOWN: usize = 8;
+    let moved = lock::moved(name, &lock.tree(name), &tree.packages);
+    if !moved.is_empty() {
+        let more = moved.len().saturating_sub(SHOWN);
+        let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let shown = moved.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+        progress.note(&format!("the image is not locked: {shown}{rest}; `cargo appliance lock` accepts them"));
     }
-    if options.locked {
-        return Err(Error::Unlocked { moved: moved.iter().map(|line| format!("  {line}\n")).collect() });
-    }
-    *locked = false;
-    let shown: Vec<_> = moved.iter().take(8).map(String::as_str).collect();
-    let more = moved.len().saturating_sub(shown.len());
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    progress.note(&format!("the image is not locked: {}{rest}; `cargo appliance lock` accepts them", shown.join(", ")));
-    Ok(())
+    moved.len()
 }
 
-/// Writes `image-recipes/packages.lock` from what the mirror has now. Returns what changed.
+/// Writes `image-recipes/packages.lock` from what the mirror's indexes have now. Returns what changed.
 ///
 /// # Errors
 /// As [`build`].
@@ -252,26 +249,23 @@ pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Resu
     let host = Host::detect()?;
     let cache = Cache::open(cache_root(options)?, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
-    let sources = Sources::detect(options.mirror.as_deref())?;
+    let sources = Sources::detect(options.mirror.as_deref(), &options.snapshots)?;
     let path = recipes.join("packages.lock");
-    let (old, empty) = (Lock::read(&path)?, Lock::default());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let trees = Trees {
-        cache: &cache,
-        host,
-        recipes: &recipes,
-        sources: &sources,
-        lock: &empty,
-        fresh: Some(now.as_nanos().to_string()),
-    };
+    let (old, none) = (Lock::read(&path)?, lock::Packages::new());
+    let trees = Trees { cache: &cache, host, recipes: &recipes, sources: &sources, lock: &old, strict: false };
     let (mut new, mut changed) = (Lock::default(), Vec::new());
+    let began = std::time::Instant::now();
+    progress.started("indexes");
+    let apt = trees.apt()?;
+    progress.finished("indexes", Outcome::Built, began.elapsed());
     for name in trees::NAMES {
-        let tree = trees.make(name, progress)?;
-        changed.extend(lock::moved(name, &old.tree(name), &tree.versions));
-        trees.keep_as_locked(name, &tree)?;
-        new.set(name, tree.versions);
+        let packages = trees.resolve(&apt, name, &none)?;
+        changed.extend(lock::moved(name, &old.tree(name), &packages));
+        new.set(name, packages);
     }
-    std::fs::write(&path, new.text()).at("write", &path)?;
+    let temp = path.with_extension("lock.new");
+    std::fs::write(&temp, new.text()).at("write", &temp)?;
+    std::fs::rename(&temp, &path).at("write", &path)?;
     Ok(changed)
 }
 

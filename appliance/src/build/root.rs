@@ -55,6 +55,9 @@ mkdir -m 755 "$root/var"
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 "#;
 
+/// What the root says of its packages in `os-release`.
+const LOCKED: [&str; 2] = ["not locked", "locked"];
+
 /// The assembled root and the key of what is in it.
 pub struct Root {
     pub path: PathBuf,
@@ -68,6 +71,8 @@ pub struct Parts<'a> {
     pub services: &'a Services,
     pub recipes: &'a Path,
     pub version: &'a str,
+    /// Whether all packages are as the lock says.
+    pub locked: bool,
     pub flaw: Flaw,
 }
 
@@ -89,6 +94,7 @@ pub fn assemble(
         .text("zfs", &parts.zfs.to_string_lossy())
         .text("version", parts.version)
         .text("flaw", if parts.flaw == Flaw::Service { "service" } else { "" })
+        .text("packages are", LOCKED[usize::from(parts.locked)])
         .tree(&recipes.join("root"))?
         .file(&recipes.join("root-masked.list"))?
         .file(&recipes.join("root-removed.list"))?;
@@ -129,7 +135,8 @@ fn stage(stage: &Path, parts: &Parts<'_>) -> Result<()> {
         let half = fs::metadata(&image).at("read", &image)?.len() / 2;
         fs::File::options().write(true).open(&image).and_then(|file| file.set_len(half)).at("cut", &image)?;
     }
-    write(&root.join("usr/lib/os-release"), &os_release(parts.version))?;
+    let locked = LOCKED[usize::from(parts.locked)];
+    write(&root.join("usr/lib/os-release"), &format!("{}KRAUD_PACKAGES=\"{locked}\"\n", os_release(parts.version)))?;
     write(&root.join("usr/lib/kraud/packages"), &parts.tree.identity())
 }
 

@@ -1,15 +1,17 @@
 //! The Debian trees, made by mmdebstrap: `tools`, `build`, `root` and `dev`.
 //!
-//! An entry holds `tree/`, which nobody changes afterwards, and `versions`, the list of what is in it: the key of all that is
-//! made from the tree.
+//! An entry holds `tree/`, which nobody changes afterwards, and `packages`, the list of what is in it, with the hashes of the files
+//! that it was made from. The versions in it are the key of all that is made from the tree.
 
 use super::Progress;
 use super::cache::Cache;
+use super::debs;
 use super::error::{At, Error, Result};
 use super::host::{self, Host};
 use super::key::Key;
-use super::lock::{self, Lock, Versions};
+use super::lock::{self, Lock, Packages};
 use super::mirror::{SUITE, Sources};
+use super::resolve::Apt;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,21 +24,25 @@ pub const NAMES: [&str; 4] = ["tools", "build", "root", "dev"];
 const NO_DOCS: [&str; 5] =
     ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*"];
 /// The sources of the ZFS modules, unpacked and not installed: their package would compile them its own way.
-const FETCH_ZFS: &str = r#"cd "$1/usr/src" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download -q zfs-dkms && dpkg-deb -x zfs-dkms_*.deb zfs-dkms && rm zfs-dkms_*.deb"#;
+const UNPACK: &str = r#"cd "$1/var/cache/apt/archives" && for name in @NAMES@; do APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download -q $name && dpkg-deb -x ${name}_*.deb "$1/usr/src/$name" || exit 1; done"#;
+/// The folder of the local package cache, and that of a tree's own until they are taken there.
+pub const DEBS: &str = "debs";
+/// Packages of the build tree that are unpacked and not installed.
+const UNPACKED: [&str; 1] = ["zfs-dkms"];
 
 /// A finished tree.
 #[derive(Clone, Debug)]
 pub struct Tree {
     pub path: PathBuf,
-    pub versions: Versions,
+    pub packages: Packages,
 }
 
 impl Tree {
     /// The versions as text, for keys of what is made from the tree.
     #[must_use]
     pub fn identity(&self) -> String {
-        self.versions.iter().fold(String::new(), |mut text, (name, version)| {
-            let _ = writeln!(text, "{name} {version}");
+        self.packages.iter().fold(String::new(), |mut text, (name, package)| {
+            let _ = writeln!(text, "{name} {}", package.version);
             text
         })
     }
@@ -49,54 +55,90 @@ pub struct Trees<'a> {
     pub recipes: &'a Path,
     pub sources: &'a Sources,
     pub lock: &'a Lock,
-    /// Part of every tree's key: makes them anew although the cache has them.
-    pub fresh: Option<String>,
+    /// Refuse a tree that is not exactly as the lock says.
+    pub strict: bool,
 }
 
 impl Trees<'_> {
     /// Makes or finds the tree `name`, whose packages are in `packages/NAME.list`.
     ///
     /// # Errors
-    /// When the mirror does not carry the suite or a package, or mmdebstrap fails.
+    /// When the mirror does not carry the suite or a package, or mmdebstrap fails; [`Error::Unlocked`].
     pub fn make(&self, name: &str, progress: &mut dyn Progress) -> Result<Tree> {
-        let packages = self.packages(name)?;
-        let preferences = lock::preferences(&self.lock.tree(name));
-        let mut key = key(name, &packages, &preferences);
-        if let Some(fresh) = &self.fresh {
-            key = key.text("fresh", fresh);
-        }
+        let list = self.list(name)?;
+        let locked = self.lock.tree(name);
+        let key = Key::new(name, 2)
+            .text("packages", &list.join(","))
+            .text("lock", &lock::text_of(&locked))
+            .text("suite", SUITE);
         let step = format!("tree-{name}");
+        let has_moved = |entry: &Path| Ok(!lock::moved(name, &locked, &packages_of(entry)?).is_empty());
+        let key = match self.cache.find(&step, &key) {
+            // A tree that took newer versions is of no use here, and one that did not may lie beside it.
+            Some(entry) if self.strict && has_moved(&entry)? => key.text("strict", ""),
+            _ => key,
+        };
         let entry = self.cache.step(progress, &step, key, |dir, progress| {
             let log = self.cache.log(&step);
+            let debs = self.cache.kept(DEBS)?;
+            let archive = dir.join("archive");
+            let (have, all) = debs::offer(&locked, &debs, &archive, &log)?;
+            let mut sources = self.sources.text();
+            if have > 0 {
+                // First, so that nothing is fetched twice; with all there, nobody is asked at all.
+                sources = format!("{}\n{}", debs::source(&archive), if self.strict && all { "" } else { &sources });
+            }
+            if self.strict {
+                let apt = Apt::new(&sources, &log).map_err(|error| self.explain(error))?;
+                self.require(name, &locked, &self.resolve(&apt, name, &locked)?)?;
+            }
             self.host.may(&step, progress)?;
             self.host.need_mmdebstrap(&log, progress)?;
-            fs::write(dir.join("preferences"), &preferences).at("write", dir)?;
-            fs::write(dir.join("sources"), self.sources.text()).at("write", dir)?;
-            self.bootstrap(name, &packages, dir, &log)?;
-            let status = host::read(&dir.join("tree/var/lib/dpkg/status"))?;
-            let versions = lock::parse_status(&status);
-            let tree = Tree { path: dir.join("tree"), versions };
-            fs::write(dir.join("versions"), tree.identity()).at("write", dir)
+            fs::write(dir.join("preferences"), lock::preferences(&locked)).at("write", dir)?;
+            fs::write(dir.join("sources"), sources).at("write", dir)?;
+            fs::create_dir(dir.join(DEBS)).at("make", dir)?;
+            self.bootstrap(name, &list.join(","), dir, &log)?;
+            let packages = debs::take(&dir.join(DEBS), &debs)?;
+            debs::check(&host::read(&dir.join("tree/var/lib/dpkg/status"))?, &packages, dir)?;
+            if self.strict {
+                self.require(name, &locked, &packages)?;
+            }
+            for folder in [&archive, &dir.join(DEBS)] {
+                self.host.remove(folder)?;
+            }
+            fs::write(dir.join("packages"), lock::text_of(&packages)).at("write", dir)
         })?;
-        let versions = host::read(&entry.join("versions"))?;
-        let versions =
-            versions.lines().filter_map(|l| l.split_once(' ')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        Ok(Tree { path: entry.join("tree"), versions })
+        Ok(Tree { path: entry.join("tree"), packages: packages_of(&entry)? })
     }
 
-    /// Gives a tree that was made without a lock the key that it has once its versions are the lock, so that the next build
-    /// finds it.
+    /// apt with the indexes of the mirror.
     ///
     /// # Errors
-    /// When the cache cannot be written.
-    pub fn keep_as_locked(&self, name: &str, tree: &Tree) -> Result<()> {
-        let key = key(name, &self.packages(name)?, &lock::preferences(&tree.versions));
-        let Some(entry) = tree.path.parent() else { return Ok(()) };
-        self.cache.rekey(&format!("tree-{name}"), entry, key)
+    /// When the mirror does not answer.
+    pub fn apt(&self) -> Result<Apt> {
+        Apt::new(&self.sources.text(), &self.cache.log("packages")).map_err(|error| self.explain(error))
     }
 
-    fn packages(&self, name: &str) -> Result<String> {
-        Ok(host::read_list(&self.recipes.join("packages").join(format!("{name}.list")))?.join(","))
+    /// What the tree `name` would be made of now, without `locked` in the way of newer versions when that is empty.
+    ///
+    /// # Errors
+    /// When a package is not there.
+    pub fn resolve(&self, apt: &Apt, name: &str, locked: &Packages) -> Result<Packages> {
+        let beside: &[&str] = if name == "build" { &UNPACKED } else { &[] };
+        let preferences = lock::preferences(locked);
+        apt.resolve(&self.list(name)?, is_bare(name), beside, &preferences).map_err(|error| self.explain(error))
+    }
+
+    fn require(&self, name: &str, locked: &Packages, now: &Packages) -> Result<()> {
+        let moved = lock::moved(name, locked, now);
+        if moved.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Unlocked { moved: moved.iter().map(|line| format!("  {line}\n")).collect() })
+    }
+
+    fn list(&self, name: &str) -> Result<Vec<String>> {
+        host::read_list(&self.recipes.join("packages").join(format!("{name}.list")))
     }
 
     fn bootstrap(&self, name: &str, packages: &str, dir: &Path, log: &Path) -> Result<()> {
@@ -104,7 +146,7 @@ impl Trees<'_> {
         // The kernel's package would make an initrd that nobody boots.
         command.args(["INITRD=No", &format!("SOURCE_DATE_EPOCH={EPOCH}"), "mmdebstrap", "--mode=root"]);
         let lean = matches!(name, "root" | "dev");
-        command.arg(if name == "root" { "--variant=essential" } else { "--variant=apt" });
+        command.arg(if is_bare(name) { "--variant=essential" } else { "--variant=apt" });
         command.args([
             "--dpkgopt=force-unsafe-io",
             "--dpkgopt=force-confold",
@@ -120,8 +162,10 @@ impl Trees<'_> {
             quote(&dir.join("preferences"))
         ));
         if name == "build" {
-            command.arg(format!("--customize-hook={FETCH_ZFS}"));
+            command.arg(format!("--customize-hook={}", UNPACK.replace("@NAMES@", &UNPACKED.join(" "))));
         }
+        command.arg("--skip=essential/unlink");
+        command.arg(format!("--customize-hook=mv \"$1\"/var/cache/apt/archives/*.deb {}", quote(&dir.join(DEBS))));
         command.arg(format!("--include={packages}")).arg(SUITE).arg(dir.join("tree")).arg(dir.join("sources"));
         host::run("tree", log, &mut command).map_err(|error| self.explain(error))
     }
@@ -165,8 +209,13 @@ fn reason(log: &str) -> Option<(String, &'static str)> {
     })
 }
 
-fn key(name: &str, packages: &str, preferences: &str) -> Key {
-    Key::new(name, 1).text("packages", packages).text("lock", preferences).text("suite", SUITE)
+/// Whether a tree has only what is essential and not apt.
+fn is_bare(name: &str) -> bool {
+    name == "root"
+}
+
+fn packages_of(entry: &Path) -> Result<Packages> {
+    Ok(lock::parse_packages(&host::read(&entry.join("packages"))?))
 }
 
 /// A path as one word of a shell's command.
