@@ -9,7 +9,7 @@
 
 use super::debs;
 use super::error::{At, Error, Result};
-use super::host::Host;
+use super::host::{self, Host};
 use super::key::Key;
 use super::lock::Lock;
 use super::trees::DEBS;
@@ -101,8 +101,7 @@ impl Cache {
     }
 
     fn free_mib(&self) -> Result<u64> {
-        let fs = rustix::fs::statvfs(&self.root).at("measure", &self.root)?;
-        Ok(fs.f_bavail.saturating_mul(fs.f_frsize) >> 20)
+        host::free_mib(&self.root).at("measure", &self.root)
     }
 
     /// A file for a step's output.
@@ -205,7 +204,7 @@ impl Cache {
         let dir = self.kept(BUILDS)?;
         let (mut needed, mut locks) = (BTreeSet::new(), Vec::new());
         for list in fs::read_dir(&dir).at("read", &dir)?.flatten() {
-            let text = super::host::read(&list.path())?;
+            let text = host::read(&list.path())?;
             let mut lines = text.lines();
             let recipes = Path::new(lines.next().unwrap_or_default()).join("image-recipes");
             if recipes.is_dir() {

@@ -139,6 +139,29 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|p| p.is_file())
 }
 
+/// The cargo that runs this program, or the one on PATH.
+#[must_use]
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// A copy of a file with holes, as quick as the file system can.
+#[must_use]
+pub fn sparse_copy(from: &Path, to: &Path) -> Command {
+    let mut command = Command::new("cp");
+    command.args(["--sparse=always", "--reflink=auto"]).arg(from).arg(to);
+    command
+}
+
+/// How much an ordinary user may still write to a path's file system, in MiB.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn free_mib(path: &Path) -> std::io::Result<u64> {
+    let fs = rustix::fs::statvfs(path)?;
+    Ok(fs.f_bavail.saturating_mul(fs.f_frsize) >> 20)
+}
+
 /// Runs a program to its end; both its outputs go to `log`.
 ///
 /// # Errors

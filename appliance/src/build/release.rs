@@ -9,6 +9,7 @@ use super::error::{At, Error, Result};
 use super::host::{self, Host};
 use super::key::hash_file;
 use super::root::{copy, write};
+use super::services::release_folder;
 use super::{BuildOptions, Built, Quiet, cache_root};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,9 +36,7 @@ pub fn write_release(options: &BuildOptions, built: &Built, out: &Path, update_o
     let mut files = vec![update];
     if !update_only {
         let image = out.join(format!("kraudbox-{version}.raw"));
-        let mut sparse = Command::new("cp");
-        sparse.args(["--sparse=always", "--reflink=auto"]).arg(&built.image).arg(&image);
-        host::run("release", &cache.log("release"), &mut sparse)?;
+        host::run("release", &cache.log("release"), &mut host::sparse_copy(&built.image, &image))?;
         files.push(image);
     }
     let mut sums = String::new();
@@ -67,8 +66,7 @@ fn pack(options: &BuildOptions, cache: &Cache, update: &Update, out: &Path) -> R
     for (from, to) in [("image.root.raw", "root.erofs"), ("image.verity.raw", "root.verity")] {
         copy(&update.slot.dir.join(from), &stage.path().join(to))?;
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| options.workspace.join("target"), PathBuf::from);
-    let bali = target.join("x86_64-unknown-linux-gnu/release/bali");
+    let bali = release_folder(&options.workspace).join("bali");
     let key = cache.kept("keys")?.join("zone");
     if !key.exists() {
         return Err(Error::Recipe { path: key, what: "there is no signing key: build an image first".into() });

@@ -108,19 +108,27 @@ pub(crate) fn cargo_build(
 ) -> Result<PathBuf> {
     let started = Instant::now();
     progress.started("cargo");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = host::cargo();
     command
         .current_dir(workspace)
         .args(["build", "--release", "--locked", "--target", TARGET])
         .arg("--target-dir")
-        .arg(&target);
+        .arg(target_folder(workspace));
     for package in packages {
         command.args(["-p", package]);
     }
     host::run("cargo", &cache.log("cargo"), &mut command)?;
     progress.finished("cargo", Outcome::Built, started.elapsed());
-    Ok(target.join(TARGET).join("release"))
+    Ok(release_folder(workspace))
+}
+
+fn target_folder(workspace: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from)
+}
+
+/// Where cargo puts the programs of the release profile.
+pub(crate) fn release_folder(workspace: &Path) -> PathBuf {
+    target_folder(workspace).join(TARGET).join("release")
 }
 
 /// The key that this cache signs with, made once, and its public half.

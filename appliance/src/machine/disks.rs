@@ -6,9 +6,9 @@
 use super::run::Image;
 use super::state::StateDir;
 use crate::build::Tools;
+use crate::build::host::sparse_copy;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -111,8 +111,7 @@ fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     if fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
-    run("cp", &[OsStr::new("--sparse=always"), OsStr::new("--reflink=auto"), from.as_os_str(), to.as_os_str()])
-        .with_context(|| format!("cannot copy the image {}", from.display()))
+    finish(&mut sparse_copy(from, to)).with_context(|| format!("cannot copy the image {}", from.display()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -145,11 +144,6 @@ fn pool(path: &Path, gib: Option<u32>) -> Result<()> {
         );
     }
     file.set_len(wanted).with_context(|| format!("cannot make {} {} GiB large", path.display(), wanted >> 30))
-}
-
-fn run(program: &str, args: &[&OsStr]) -> Result<()> {
-    let args: Vec<OsString> = args.iter().map(|arg| arg.to_os_string()).collect();
-    finish(std::process::Command::new(program).args(args))
 }
 
 fn finish(command: &mut std::process::Command) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What this computer can do: virtualisation, memory, disk space, free ports.
 
+use crate::build::host::free_mib;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -68,8 +69,7 @@ fn available_mib(meminfo: &str) -> Option<u64> {
 /// # Errors
 /// Says how much is free and what can be done.
 pub fn check_space(dir: &Path, wanted_mib: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(dir).with_context(|| format!("cannot look at the space in {}", dir.display()))?;
-    let free_mib = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
+    let free_mib = free_mib(dir).with_context(|| format!("cannot look at the space in {}", dir.display()))?;
     if free_mib < wanted_mib {
         bail!(
             "{} has {free_mib} MiB free, the zone's disks need at least {wanted_mib}: free some, run `cargo appliance cache gc`, or set XDG_STATE_HOME to another disk",

@@ -5,9 +5,10 @@
 use super::report::{Report, print};
 use super::state::StateDir;
 use super::{control, env};
+use crate::build::host;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 /// What a stage is and the cargo command for it.
@@ -22,6 +23,12 @@ const WITHOUT_BOOT: [(&str, &[&str]); 3] = [
 /// # Errors
 /// The first stage that fails, with its output.
 pub fn without_boot(workspace: &Path, report: &mut Report) -> Result<()> {
+    let known = host::cargo().args(["nextest", "--version"]).current_dir(workspace).output();
+    if !known.context("cannot run cargo")?.status.success() {
+        // As slow as a build of its own, and only once.
+        stage(report, "install cargo-nextest", |_| cargo(workspace, &["install", "--locked", "cargo-nextest"], &[]))
+            .context("the tests need cargo-nextest: `cargo install --locked cargo-nextest`")?;
+    }
     for (name, args) in WITHOUT_BOOT {
         stage(report, name, |_| cargo(workspace, args, &[]))?;
     }
@@ -33,9 +40,8 @@ pub fn without_boot(workspace: &Path, report: &mut Report) -> Result<()> {
 /// # Errors
 /// When the list cannot be made.
 pub fn list_endpoints(workspace: &Path) -> Result<()> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let args = ["run", "--quiet", "-p", "compare", "--", "--list-endpoints"];
-    let status = Command::new(program).args(args).current_dir(workspace).status().context("cannot run cargo")?;
+    let status = host::cargo().args(args).current_dir(workspace).status().context("cannot run cargo")?;
     if !status.success() {
         bail!("the list of endpoints ended with {status}");
     }
@@ -85,8 +91,7 @@ pub fn stage<T>(report: &mut Report, name: &str, run: impl FnOnce(&mut Report) -
 }
 
 fn cargo(workspace: &Path, args: &[&str], variables: &[(&str, String)]) -> Result<()> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(program);
+    let mut command = host::cargo();
     command.args(args).current_dir(workspace).stdin(Stdio::null());
     command.envs(variables.iter().map(|(name, value)| (name, value)));
     let output = command.output().context("cannot run cargo")?;

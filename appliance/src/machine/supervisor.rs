@@ -20,6 +20,7 @@ use super::signals;
 use super::state::{Phase, Plan, StateDir, Zone};
 use super::{lan, qemu, state};
 use crate::build::Tools;
+use crate::build::key::hex;
 use anyhow::{Context, Result, bail};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -155,7 +156,7 @@ fn watch_leash(events: Sender<Event>) {
 fn new_token(dir: &StateDir) -> Result<String> {
     let mut bytes = [0u8; 32];
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("cannot read /dev/urandom")?;
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = hex(&bytes);
     dir.write_secret("door-token", token.as_bytes())?;
     dir.write_secret("smbios-credential", qemu::credential(&token).as_bytes())?;
     Ok(token)

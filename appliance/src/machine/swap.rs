@@ -7,6 +7,7 @@
 use super::door::Door;
 use super::report::Report;
 use crate::build::Progress;
+use crate::build::key::hex;
 use crate::build::services::Services;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -123,10 +124,6 @@ fn unit(path: &str) -> Option<String> {
         "cradle" => Some("kraud-pods.service".into()),
         name => Some(format!("kraud-{name}.service")),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
