@@ -20,11 +20,11 @@ pub const MAX_DEVICES: usize = 60;
 const MAX_BUNDLE_BYTES: u64 = 1 << 20;
 const MAX_PASSED: usize = 1024;
 
-/// Resolves a bundle's names.
+/// Resolves a bundle's names. What was passed and not taken is closed with it.
 #[derive(Debug)]
 pub struct Names {
     dir: PathBuf,
-    passed: Vec<(String, RawFd)>,
+    passed: Vec<(String, OwnedFd)>,
 }
 
 /// Reads and checks `DIR/cradle.json`.
@@ -37,6 +37,7 @@ pub fn load(dir: &Path) -> Result<(Bundle, Names)> {
         std::env::var("LISTEN_FDS").ok().as_deref(),
         std::env::var("LISTEN_FDNAMES").ok().as_deref(),
     );
+    let passed = passed.into_iter().filter_map(|(name, fd)| Some((name, own(fd)?))).collect();
     let names = Names { dir: dir.to_owned(), passed };
     let (file, path) = match names.descriptor(dir)? {
         Some(fd) => (File::from(fd), dir.to_owned()),
@@ -96,6 +97,15 @@ fn passed_descriptors(pid: Option<&str>, count: Option<&str>, names: Option<&str
         .collect()
 }
 
+/// Takes a passed descriptor over; none when it is not open.
+fn own(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: asks for a flag of a number, whatever it is.
+    let open = unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+    // SAFETY: it is open, and the launcher's list gives it to this process; a bundle is loaded once, before anything is opened
+    // at the list's numbers, so nobody else owns it.
+    open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 impl Names {
     fn descriptor(&self, name: &Path) -> Result<Option<OwnedFd>> {
         let Some(wanted) = name.to_str().and_then(|n| n.strip_prefix("fd:")) else { return Ok(None) };
@@ -104,15 +114,30 @@ impl Names {
             .iter()
             .find(|(name, _)| name == wanted)
             .with_context(|| format!("no descriptor was passed under the name {wanted:?}, check LISTEN_FDNAMES"))?;
-        // SAFETY: `fd` stays open: descriptors from FIRST_FD on belong to the launcher's list and nothing here closes them;
-        // fcntl on a number that is not open fails with EBADF, which is reported.
-        let copy = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 3) };
-        if copy < 0 {
-            return Err(std::io::Error::last_os_error())
-                .with_context(|| format!("the descriptor {wanted:?} is not open"));
+        fd.try_clone().with_context(|| format!("cannot take the descriptor {wanted:?}")).map(Some)
+    }
+
+    /// Another descriptor than the bundle names, passed under a name like `fd:NAME`.
+    #[must_use]
+    pub fn beside(&self, name: &Path, suffix: &str) -> Option<OwnedFd> {
+        let mut name = name.as_os_str().to_owned();
+        name.push(suffix);
+        self.descriptor(Path::new(&name)).ok().flatten()
+    }
+
+    /// Opens `DIR/file`, or what was passed as `fd:NAME-file` when `dir` is `fd:NAME`; made anew when `write`.
+    ///
+    /// # Errors
+    /// When it cannot be opened so.
+    pub fn open_in(&self, dir: &Path, file: &str, write: bool) -> Result<File> {
+        if dir.to_str().is_some_and(|n| n.starts_with("fd:")) {
+            let fd = self.beside(dir, &format!("-{file}"));
+            return fd.map(File::from).with_context(|| format!("no descriptor was passed under the name {file:?}"));
         }
-        // SAFETY: `copy` was just made and nobody else owns it.
-        Ok(Some(unsafe { OwnedFd::from_raw_fd(copy) }))
+        let path = self.path(dir).join(file);
+        let how = if write { "make" } else { "open" };
+        let opened = if write { File::create(&path) } else { File::open(&path) };
+        opened.with_context(|| format!("cannot {how} {}", path.display()))
     }
 
     /// KVM: the passed one, or the device.

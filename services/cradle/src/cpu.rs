@@ -34,7 +34,9 @@ pub fn set_cpuid(vcpu: &VcpuFd, supported: &CpuId, id: u8, count: u8) -> Result<
     vcpu.set_cpuid2(&cpuid).context("KVM refuses the CPU's features")
 }
 
-fn identity(supported: &[kvm_cpuid_entry2], id: u32, count: u32) -> Vec<kvm_cpuid_entry2> {
+/// What vCPU `id` of `count` says of itself.
+#[must_use]
+pub fn identity(supported: &[kvm_cpuid_entry2], id: u32, count: u32) -> Vec<kvm_cpuid_entry2> {
     let bits = count.next_power_of_two().trailing_zeros();
     let mut entries: Vec<_> =
         supported.iter().copied().filter(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_000a)).collect();

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod begin;
 mod boot;
 mod bucket;
 mod bundle;
@@ -37,7 +38,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: kcradle run DIR [--strict] [--exit-status] [--pid-file FILE]
-       kcradle template DIR
+       kcradle template DIR [--strict]
        kcradle logs DIR
        kcradle plug DIR net TAP MAC [NIC] | disk FILE [ro]
        kcradle unplug DIR DEVICE
@@ -48,7 +49,7 @@ const USAGE: &str = "usage: kcradle run DIR [--strict] [--exit-status] [--pid-fi
 enum Command {
     Run(run::Options),
     Summon(summon::args::Options),
-    Template { dir: PathBuf },
+    Template { dir: PathBuf, strict: bool },
     Logs { dir: PathBuf },
     Plug { dir: PathBuf, what: plug::What },
     Unplug { dir: PathBuf, device: String },
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
             Ok(0)
         }
         Ok(Command::Run(options)) => run::run(&options),
-        Ok(Command::Template { dir }) => template::make::make(&dir).map(|()| 0),
+        Ok(Command::Template { dir, strict }) => template::make::make(&dir, strict).map(|()| 0),
         Ok(Command::Summon(options)) => summon::summon(&options).map(|()| 0),
         Ok(Command::Logs { dir }) => logs::logs(&dir, std::io::stdout().lock(), std::io::stderr().lock()).map(|()| 0),
         Ok(Command::Plug { dir, what }) => plug::plug(&dir, &what).map(|answer| {
@@ -99,7 +100,12 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
         Some("summon") => summon::args::parse(args).map(Command::Summon),
         Some("template") => {
             let dir = args.next().ok_or("template needs the bundle's directory")?.into();
-            end(args, "template").map(|()| Command::Template { dir })
+            let strict = match args.next() {
+                None => false,
+                Some(word) if word == "--strict" => true,
+                Some(other) => return Err(format!("template does not know {}", other.display())),
+            };
+            end(args, "template").map(|()| Command::Template { dir, strict })
         }
         Some("logs") => {
             let dir = args.next().ok_or("logs needs the bundle's directory")?.into();

@@ -3,6 +3,7 @@
 //! Order: open everything that the bundle names; memory; machine; devices; what stands in memory; vCPUs. Nothing is opened after
 //! the guest's first instruction. Threads: one a vCPU, one for all disks, one a network interface; the rest on this one.
 
+use crate::begin::{self, Begun};
 use crate::boot::{self, Parts, cmdline};
 use crate::bundle;
 use crate::bus::{Bus, MMIO_BASE, MMIO_WINDOW};
@@ -10,13 +11,13 @@ use crate::control::Control;
 use crate::cpu;
 use crate::epoll::{Epoll, EventFlags};
 use crate::jail;
-use crate::memory::{self, Mem};
+use crate::memory::Mem;
 use crate::plugger::Plugger;
 use crate::say;
 use crate::seccomp::{self, Role};
 use crate::serial::{self, Serial};
 use crate::slots::SpareSlot;
-use crate::template::{self, Template};
+use crate::template::Template;
 use crate::vcpu::{self, End};
 use crate::virtio::block::{self, Block, extents::Extents};
 use crate::virtio::fs::{self, Fs};
@@ -28,6 +29,7 @@ use crate::virtio::{Identity, Slot};
 use crate::vm::Vm;
 use crate::worker::{self, Orders};
 use anyhow::{Context, Result};
+use kvm_ioctls::VcpuFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -75,9 +77,9 @@ pub fn run(options: &Options) -> Result<u8> {
     allow_descriptors();
     let (bundle, names) = bundle::load(&options.dir)?;
     let spec = read_spec(&bundle, &names)?;
-    let template = template_of(&bundle, &names, &spec);
-    let machine = Machine::new(&bundle, &names, template)?;
-    let entry = machine.load(&bundle, &names, spec)?;
+    let begun = begin::begin(&bundle, &names, &spec)?;
+    let machine = Machine::new(&bundle, &names, begun)?;
+    machine.load(&bundle, &names, spec)?;
     if let Some(path) = &options.pid_file {
         std::fs::write(path, format!("{}\n", std::process::id()))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -90,7 +92,7 @@ pub fn run(options: &Options) -> Result<u8> {
             say(&format!("this host gives no {what} to the jail: {why}; system call filters hold nonetheless"));
         }
     }
-    machine.start(bundle.vcpus, entry, options.exit_status)
+    machine.start(options.exit_status)
 }
 
 fn read_spec(bundle: &Bundle, names: &bundle::Names) -> Result<Vec<u8>> {
@@ -104,25 +106,11 @@ fn read_spec(bundle: &Bundle, names: &bundle::Names) -> Result<Vec<u8>> {
     Ok(spec)
 }
 
-/// The bundle's template; none when there is none, or none that can be used: booting always works.
-fn template_of(bundle: &Bundle, names: &bundle::Names, spec: &[u8]) -> Option<Template> {
-    // Sockets, random bytes and the balloon have slots, too.
-    let devices = 3 + bundle.disks.len() + bundle.nets.len() + bundle.shares.len() + usize::from(bundle.spare_slots);
-    let dir = bundle.template.as_ref().filter(|_| template::fits(bundle, devices, spec))?;
-    match Template::open(&names.path(dir)) {
-        Ok(template) if template.bytes() == u64::from(bundle.memory_mib) << 20 => Some(template),
-        Ok(_) => None,
-        Err(error) => {
-            say(&format!("{error:#}; the guest is booted instead"));
-            None
-        }
-    }
-}
-
 /// Everything, before the first instruction.
 struct Machine {
     mem: Arc<Mem>,
     vm: Vm,
+    cpus: Vec<VcpuFd>,
     lines: Vec<u32>,
     devices: Vec<MmioDevice>,
     vsock: Vsock,
@@ -162,7 +150,8 @@ impl Builder<'_> {
 }
 
 impl Machine {
-    fn new(bundle: &Bundle, names: &bundle::Names, template: Option<Template>) -> Result<Self> {
+    fn new(bundle: &Bundle, names: &bundle::Names, begun: Begun) -> Result<Self> {
+        let Begun { mem, vm, cpus, template } = begun;
         let log = match &bundle.log {
             Some(log) => {
                 let [first, second] = &log.files;
@@ -171,12 +160,6 @@ impl Machine {
             None => None,
         };
         let listener = names.listen(&bundle.agent)?;
-        let (bytes, shared) = (u64::from(bundle.memory_mib) << 20, !bundle.shares.is_empty());
-        let mem = Arc::new(match &template {
-            Some(template) => template.memory(bytes, shared)?,
-            None => memory::create(bytes, shared)?,
-        });
-        let vm = Vm::new(names.kvm(bundle.kvm.as_deref())?, &mem)?;
         let mut builder = Builder { vm: &vm, mem: &mem, lines: Vec::new(), devices: Vec::new() };
 
         let vsock_slot = builder.add(vsock::identity())?;
@@ -217,6 +200,7 @@ impl Machine {
         Ok(Self {
             mem,
             vm,
+            cpus,
             lines,
             devices,
             vsock,
@@ -233,11 +217,10 @@ impl Machine {
         })
     }
 
-    /// Puts kernel and spec where the guest finds them; gives the first instruction's address, none for one that goes on.
-    fn load(&self, bundle: &Bundle, names: &bundle::Names, spec: Vec<u8>) -> Result<Option<u64>> {
+    /// Puts the spec where the guest finds it; for one that boots, kernel and first instruction, too.
+    fn load(&self, bundle: &Bundle, names: &bundle::Names, spec: Vec<u8>) -> Result<()> {
         if let Some(template) = &self.template {
-            template.tell(&self.mem, spec, self.devices.len())?;
-            return Ok(None);
+            return template.tell(&self.mem, spec, self.devices.len());
         }
         let mut parts = Parts {
             kernel: &mut names.open(&bundle.kernel, false)?,
@@ -247,12 +230,13 @@ impl Machine {
             vcpus: bundle.vcpus,
             memory: u64::from(bundle.memory_mib) << 20,
         };
-        boot::load(&self.mem, &mut parts).map(Some)
+        let entry = boot::load(&self.mem, &mut parts)?;
+        self.cpus.first().map_or(Ok(()), |cpu| cpu::set_entry(cpu, entry))
     }
 
     /// Starts the threads, and is the main one until the guest ends.
-    fn start(self, vcpus: u8, entry: Option<u64>, exit_status: bool) -> Result<u8> {
-        let Self { mem, vm, devices, mut vsock, vsock_slot, rng, rng_slot, disks, nets, mut shares, .. } = self;
+    fn start(self, exit_status: bool) -> Result<u8> {
+        let Self { mem, vm, cpus, devices, mut vsock, vsock_slot, rng, rng_slot, disks, nets, mut shares, .. } = self;
         let end = End::new().context("cannot make event descriptors")?;
         let mut epoll = Epoll::new().context("cannot make an epoll set")?;
         let edge = EventFlags::IN | EventFlags::ET;
@@ -269,21 +253,6 @@ impl Machine {
             epoll.add(event, token, edge).context("cannot watch an event descriptor")?;
         }
 
-        let supported = cpu::supported(&vm.kvm)?;
-        let mut cpus = Vec::new();
-        for id in 0..vcpus {
-            let cpu = vm.fd.create_vcpu(u64::from(id)).with_context(|| format!("KVM cannot create vCPU {id}"))?;
-            cpu::set_cpuid(&cpu, &supported, id, vcpus)?;
-            match (&self.template, entry) {
-                (Some(template), _) => {
-                    template.state().set(&vm.fd, &cpu).context("cannot go on from the template")?;
-                    template.mapped().for_each(|(start, len)| Vm::map_early(&cpu, start, len));
-                }
-                (None, Some(entry)) if id == 0 => cpu::set_entry(&cpu, entry)?,
-                (None, _) => {}
-            }
-            cpus.push((id, cpu));
-        }
         let bus = Arc::new(Bus { devices, spare: self.spare, serial: self.serial });
         let orders = Orders::new().context("cannot make event descriptors")?;
         let plug = self.control.is_some();
@@ -293,7 +262,7 @@ impl Machine {
         for net in nets {
             crew.hire("net", Role::Net, move || net.work())?;
         }
-        for (id, cpu) in cpus {
+        for (id, cpu) in (0..).zip(cpus) {
             let (bus, end) = (bus.clone(), end.clone());
             crew.hire(&format!("vcpu{id}"), Role::Vcpu, move || {
                 vcpu::run(id, cpu, &bus, &end);

@@ -11,10 +11,15 @@ use vmm_sys_util::eventfd::EventFd;
 /// Three pages that Intel's KVM wants below 4 GiB, outside of memory and devices.
 const TSS: usize = 0xfffb_d000;
 
+/// KVM itself, by its descriptor.
+#[must_use]
+pub fn kvm(kvm: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is open and from here on nobody else's; if it is no KVM, its calls fail.
+    unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) }
+}
+
 /// The machine.
 pub struct Vm {
-    /// KVM itself.
-    pub kvm: Kvm,
     /// Its descriptor.
     pub fd: VmFd,
 }
@@ -24,9 +29,7 @@ impl Vm {
     ///
     /// # Errors
     /// When there is no KVM, or it refuses.
-    pub fn new(kvm: OwnedFd, mem: &Mem) -> Result<Self> {
-        // SAFETY: the descriptor is open and from here on nobody else's; if it is no KVM, its calls fail.
-        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+    pub fn new(kvm: &Kvm, mem: &Mem) -> Result<Self> {
         let fd = kvm.create_vm().context("KVM cannot create a machine")?;
         fd.set_tss_address(TSS).context("KVM refuses the address of its TSS")?;
         fd.create_irq_chip().context("KVM cannot create an interrupt controller")?;
@@ -44,7 +47,7 @@ impl Vm {
             // ends; regions do not overlap by construction.
             unsafe { fd.set_user_memory_region(slot) }.context("KVM refuses the guest's memory")?;
         }
-        Ok(Self { kvm, fd })
+        Ok(Self { fd })
     }
 
     /// An interrupt line that is raised by writing the descriptor.

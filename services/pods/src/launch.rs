@@ -31,6 +31,7 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan, cpu: Cp
     let places = shared.places(pod);
     let mut plan = plan.clone();
     let parts = open_parts(&mut plan).await?;
+    let complaints = shared.templates.give(&mut plan.bundle, &mut plan.files, &shared.systemd, &shared.config);
     let group = shared.config.disks.group;
     write_bundle(&places, group, &plan)?;
     let agent = listen(&places.run.join("agent.sock"), SocketType::STREAM, 64, group)?;
@@ -51,7 +52,7 @@ pub async fn launch(shared: &Shared, pod: &PodId, uid: u32, plan: &Plan, cpu: Cp
         cpu,
         expendable: plan.expendable(),
         files: plan.files.clone(),
-        sockets: vec![(agent, AGENT), (control, CONTROL)],
+        sockets: [(agent, AGENT), (control, CONTROL)].into_iter().chain(complaints).collect(),
     });
     shared.systemd.start(&unit::pod_unit(pod), properties).await?;
     Ok(())
@@ -103,7 +104,11 @@ fn write_bundle(places: &Places, group: Option<u32>, plan: &Plan) -> anyhow::Res
     Ok(())
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
+/// Writes a new file that only root can read.
+///
+/// # Errors
+/// When it is there, or cannot be written.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
     let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
     let file = file.with_context(|| format!("cannot make {}", path.display()))?;
     serde_json::to_writer(std::io::BufWriter::new(&file), value)

@@ -25,6 +25,7 @@ mod runlog;
 mod shared;
 mod shutdown;
 mod systemd;
+mod templates;
 mod unit;
 mod world;
 

@@ -47,15 +47,19 @@ pub async fn run(shared: Arc<Shared>, ends: &mut mpsc::Receiver<UnitEnd>) -> any
     let mut manager = Manager { shared: shared_, tasks: tasks_, units, booted, first: true, collects };
     let follow = world::follow(shared.client.clone(), &zone, move |world, concerned| manager.tell(world, concerned));
     std::fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))?;
+    shared.templates.begin(&shared.systemd, &shared.config).await;
     tokio::select! {
         () = follow => bail!("the state engine answers for another zone"),
-        () = route(ends, &tasks) => bail!("the bus has closed the connection"),
+        () = route(ends, &tasks, &shared) => bail!("the bus has closed the connection"),
     }
 }
 
 /// Hands each unit's end to its pod.
-async fn route(ends: &mut mpsc::Receiver<UnitEnd>, tasks: &Tasks) {
+async fn route(ends: &mut mpsc::Receiver<UnitEnd>, tasks: &Tasks, shared: &Shared) {
     while let Some(end) = ends.recv().await {
+        if shared.templates.ended(&end) {
+            continue;
+        }
         let Some(pod) = unit::pod_of(&end.unit).filter(|p| unit::pod_unit(p) == end.unit) else { continue };
         if let Some(task) = tasks.lock().unwrap_or_else(PoisonError::into_inner).get(&pod) {
             let _ = task.ends.send(end.result);

@@ -325,6 +325,7 @@ impl PodTask {
         if self.status.phase == old {
             return;
         }
+        self.shared.templates.starts(&self.id, self.status.phase == Phase::Starting);
         match self.status.phase {
             Phase::Starting => self.facts.begin_run(),
             Phase::Restarting => {
@@ -456,6 +457,7 @@ impl PodTask {
     }
 
     async fn tear_down(&mut self) {
+        self.shared.templates.starts(&self.id, false);
         let unit = unit::pod_unit(&self.id);
         while self.facts.unit == Unit::Alive {
             if let Err(error) = self.shared.systemd.kill(&unit).await {

@@ -5,9 +5,10 @@ use crate::disk::Disks;
 use crate::follow::Follower;
 use crate::plan::Places;
 use crate::systemd::Systemd;
+use crate::templates::Templates;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use zone::client::Client;
 use zone::{PodId, VolumeName};
@@ -44,6 +45,8 @@ pub struct Shared {
     pub follower: Follower,
     /// Programs and places.
     pub config: Config,
+    /// Guests to go on from.
+    pub templates: Arc<Templates>,
     uids: Mutex<BTreeSet<u32>>,
     claims: Mutex<BTreeMap<VolumeName, PodId>>,
     promised: Mutex<BTreeMap<PodId, u32>>,
@@ -55,7 +58,8 @@ impl Shared {
     #[must_use]
     pub fn new(client: Client, systemd: Systemd, follower: Follower, config: Config) -> Self {
         let (uids, claims, promised) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { client, systemd, follower, config, uids, claims, promised, start: Instant::now() }
+        let templates = Arc::new(Templates::new(&config.cradle));
+        Self { client, systemd, follower, config, templates, uids, claims, promised, start: Instant::now() }
     }
 
     /// Milliseconds of a clock that only goes forward.

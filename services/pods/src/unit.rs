@@ -13,6 +13,8 @@ use zone::pod::CpuLimits;
 
 /// Matches every monitor's unit.
 pub const POD_UNITS: &str = "kraud-pod-*.service";
+/// Matches every unit that makes a template.
+pub const TEMPLATE_UNITS: &str = "kraud-template-*.service";
 /// Matches every file server's unit.
 pub const FS_UNITS: &str = "kraud-fs-*.service";
 /// What a monitor may use beside its guest's memory.
@@ -21,6 +23,8 @@ const MONITOR_TASKS: u64 = 128;
 /// `CLONE_NEWNS`, `CLONE_NEWUSER`.
 const NEWNS: u64 = 0x2_0000;
 const NEWUSER: u64 = 0x1000_0000;
+/// sched(7).
+const SCHED_IDLE: i32 = 5;
 /// An unlimited resource limit.
 const INFINITY: u64 = u64::MAX;
 
@@ -41,6 +45,18 @@ const CAP_SETFCAP: u64 = 1 << 31;
 #[must_use]
 pub fn pod_unit(pod: &PodId) -> String {
     format!("kraud-pod-{pod}.service")
+}
+
+/// The unit that makes the template of guests with so much memory, for the process `owner`.
+#[must_use]
+pub fn template_unit(memory_mib: u32, owner: u32) -> String {
+    format!("kraud-template-{memory_mib}-{owner}.service")
+}
+
+/// Whether a unit makes a template.
+#[must_use]
+pub fn is_template(unit: &str) -> bool {
+    unit.starts_with("kraud-template-")
 }
 
 /// The unit of a pod's file server for its share `index`.
@@ -69,6 +85,8 @@ pub enum Access {
     Read = 1,
     /// Write at the end.
     Append = 2,
+    /// Read; left out when it is not there.
+    ReadIfThere = 9,
 }
 
 /// A file that systemd opens for a unit and hands over under a name.
@@ -171,39 +189,48 @@ fn common(description: String, slice: &str) -> Vec<Property> {
     ]
 }
 
-/// The properties of a monitor's unit.
-#[must_use]
-pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
-    let id = unit.uid.to_string();
-    let mut argv: Vec<String> = vec![unit.setpriv.display().to_string()];
-    argv.extend([format!("--reuid={id}"), format!("--regid={id}"), "--clear-groups".into()]);
+/// What starts the monitor's program under its uid; it never has a capability.
+fn monitors_argv(uid: u32, setpriv: &Path, kcradle: &Path, verb: &str) -> Vec<String> {
+    let mut argv: Vec<String> = vec![setpriv.display().to_string()];
+    argv.extend([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".into()]);
     argv.extend(["--inh-caps=-all".into(), "--bounding-set=-all".into(), "--no-new-privs".into(), "--".into()]);
-    argv.extend([unit.kcradle.display().to_string(), "run".into(), format!("fd:{BUNDLE}"), "--strict".into()]);
+    argv.extend([kcradle.display().to_string(), verb.into(), format!("fd:{BUNDLE}"), "--strict".into()]);
+    argv
+}
+
+/// What units of the monitor's program have in common: it is given files, and leaves everything else behind by itself.
+fn monitors(argv: &[String], memory_mib: u64, files: Vec<NamedFile>) -> Vec<Property> {
     // Devices are opened by systemd inside the unit's control group, whose rules count for them.
-    let devices: Vec<(String, String)> = unit
-        .files
+    let devices: Vec<(String, String)> = files
         .iter()
         .filter(|file| file.path.starts_with("/dev"))
         .map(|file| (file.path.display().to_string(), "rw".to_owned()))
         .collect();
-    let mut properties = common(format!("microVM of pod {}", unit.pod.short()), "kraud-pods.slice");
-    properties.extend([
-        ("ExecStart", exec(&argv)),
+    let files: Vec<(String, String, u64)> =
+        files.into_iter().map(|f| (f.path.display().to_string(), f.name, f.access as u64)).collect();
+    vec![
+        ("ExecStart", exec(argv)),
         ("UMask", Variant::from(0o007u32)),
         ("CapabilityBoundingSet", Variant::from(CAP_SETUID | CAP_SETGID | CAP_SETPCAP)),
-        // It leaves the host's files behind by itself, before its guest runs; a mount namespace by systemd would only cost time.
+        // A mount namespace by systemd would only cost time.
         ("RestrictNamespaces", Variant::from(NEWUSER | NEWNS)),
         ("DeviceAllow", Variant::from(devices)),
-        ("MemoryMax", Variant::from((u64::from(unit.memory_mib) + MONITOR_MIB) << 20)),
+        ("MemoryMax", Variant::from(memory_mib << 20)),
         ("TasksMax", Variant::from(MONITOR_TASKS)),
         ("TimeoutStopUSec", Variant::from(5_000_000u64)),
         // What a guest can make its monitor say must not fill the journal.
         ("LogRateLimitIntervalUSec", Variant::from(30_000_000u64)),
         ("LogRateLimitBurst", Variant::from(200u32)),
-    ]);
-    let files: Vec<(String, String, u64)> =
-        unit.files.into_iter().map(|f| (f.path.display().to_string(), f.name, f.access as u64)).collect();
-    properties.push(("OpenFile", Variant::from(files)));
+        ("OpenFile", Variant::from(files)),
+    ]
+}
+
+/// The properties of a monitor's unit.
+#[must_use]
+pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
+    let argv = monitors_argv(unit.uid, unit.setpriv, unit.kcradle, "run");
+    let mut properties = common(format!("microVM of pod {}", unit.pod.short()), "kraud-pods.slice");
+    properties.extend(monitors(&argv, u64::from(unit.memory_mib) + MONITOR_MIB, unit.files));
     let sockets: Vec<(Fd<'static>, String)> =
         unit.sockets.into_iter().map(|(socket, name)| (Fd::Owned(socket), name.to_owned())).collect();
     properties.push(("ExtraFileDescriptors", Variant::from(sockets)));
@@ -211,6 +238,23 @@ pub fn monitor(unit: MonitorUnit<'_>) -> Vec<Property> {
     if unit.cpu != CpuLimits::default() {
         properties.extend(cpu(unit.cpu));
     }
+    properties
+}
+
+/// The properties of a unit that makes a template: as a monitor's, but it writes a part of the guest's memory to a file in memory,
+/// and gets processor time that nobody else wants. Beside all slices: within one it would take its share of that slice's time.
+#[must_use]
+pub fn maker(memory_mib: u32, uid: u32, setpriv: &Path, kcradle: &Path, files: Vec<NamedFile>) -> Vec<Property> {
+    let argv = monitors_argv(uid, setpriv, kcradle, "template");
+    let mut properties = common(format!("template of guests with {memory_mib} MiB"), "-.slice");
+    properties.extend(monitors(&argv, u64::from(memory_mib) * 2 + MONITOR_MIB, files));
+    properties.extend([
+        // `cpu.idle`, and SCHED_IDLE within the control group.
+        ("CPUWeight", Variant::from(0u64)),
+        ("CPUSchedulingPolicy", Variant::from(SCHED_IDLE)),
+        ("RuntimeMaxUSec", Variant::from(1_800_000_000u64)),
+        ("OOMScoreAdjust", Variant::from(Expendable::First.score())),
+    ]);
     properties
 }
 

@@ -166,8 +166,11 @@ fn read_spec(platform: &Platform) -> io::Result<GuestSpec> {
 /// From here on this is one of the template's guests.
 fn spec_of_orders() -> io::Result<GuestSpec> {
     let orders = template::orders()?;
-    template::become_one(&orders);
-    Ok(serde_json::from_slice(&orders.spec)?)
+    template::become_one(&orders)?;
+    let mut spec: GuestSpec = serde_json::from_slice(&orders.spec)?;
+    // Written when this guest went on; the spec is as old as the decision to start it.
+    spec.now_ns = spec.now_ns.max(orders.now_ns);
+    Ok(spec)
 }
 
 fn connect_log(platform: &Platform) -> Option<crate::platform::Stream> {

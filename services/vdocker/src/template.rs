@@ -62,15 +62,17 @@ impl Drop for Pages {
 }
 
 /// Makes this guest another than its template's other guests.
-pub fn become_one(orders: &Orders) {
-    if let Err(error) = reseed(&orders.seed) {
-        console::say(&format!("cannot seed the random number generator: {error}"));
-    }
+///
+/// # Errors
+/// When the random number generator takes no seed: then nothing may run that believes in it.
+pub fn become_one(orders: &Orders) -> io::Result<()> {
+    reseed(&orders.seed)?;
     for slot in 0..orders.devices {
         if let Err(error) = devices::bind(slot) {
             console::say(&format!("cannot bind the device in slot {slot}: {error}"));
         }
     }
+    Ok(())
 }
 
 #[repr(C)]

@@ -6,10 +6,10 @@
 //! goes on from there. No register, port or memory beside the guest's own is needed for it, and no exit.
 //!
 //! ```text
-//!  0        4          36                37
-//!  | length | seed     | devices in slots | spec.json (length bytes) |
+//!  0        4      12         44                 45
+//!  | length | time | seed     | devices in slots | spec.json (length bytes) |
 //! ```
-//! The length is little endian. A spec that does not fit into the pages needs a guest that boots.
+//! Numbers are little endian. A spec that does not fit into the pages needs a guest that boots.
 
 /// The word on the kernel's command line; the kernel hands it to the agent as a variable of the environment.
 pub const WORD: &str = "kraud_template";
@@ -22,7 +22,7 @@ pub const PAGES: usize = 32;
 /// Random bytes for the guest's generator: all guests of a template have the same state in it.
 pub const SEED: usize = 32;
 /// Bytes before the spec.
-pub const HEADER: usize = 4 + SEED + 1;
+pub const HEADER: usize = 4 + 8 + SEED + 1;
 /// The longest spec.
 pub const MAX_SPEC: usize = PAGES * PAGE - HEADER;
 /// Bytes of a mark.
@@ -42,6 +42,8 @@ pub fn mark(page: u32) -> [u8; MARK] {
 /// What a guest is told when it goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orders {
+    /// The host's time when they were written, nanoseconds since the Unix epoch: the guest's own clock stood still.
+    pub now_ns: u64,
     /// For the random number generator.
     pub seed: [u8; SEED],
     /// How many slots, from the first on, are devices now.
@@ -57,6 +59,7 @@ impl Orders {
         let length = u32::try_from(self.spec.len()).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(HEADER + self.spec.len());
         bytes.extend(length.to_le_bytes());
+        bytes.extend(self.now_ns.to_le_bytes());
         bytes.extend(self.seed);
         bytes.push(self.devices);
         bytes.extend(&self.spec);
@@ -68,8 +71,9 @@ impl Orders {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (header, rest) = bytes.split_at_checked(HEADER)?;
         let length = u32::from_le_bytes(header.get(..4)?.try_into().ok()?) as usize;
-        let seed = header.get(4..4 + SEED)?.try_into().ok()?;
-        Some(Self { seed, devices: *header.last()?, spec: rest.get(..length)?.to_vec() })
+        let now_ns = u64::from_le_bytes(header.get(4..12)?.try_into().ok()?);
+        let seed = header.get(12..12 + SEED)?.try_into().ok()?;
+        Some(Self { now_ns, seed, devices: *header.last()?, spec: rest.get(..length)?.to_vec() })
     }
 }
 
@@ -79,7 +83,7 @@ mod tests {
 
     #[test]
     fn orders_come_out_as_they_went_in() {
-        let orders = Orders { seed: [7; SEED], devices: 5, spec: b"{}".to_vec() };
+        let orders = Orders { now_ns: 1 << 60, seed: [7; SEED], devices: 5, spec: b"{}".to_vec() };
         let mut bytes = orders.encode();
         bytes.resize(PAGES * PAGE, 0);
         assert_eq!(Orders::decode(&bytes), Some(orders));

@@ -41,7 +41,8 @@ pub fn fill(mem: &Mem, pages: &[u64], spec: Vec<u8>, devices: usize) -> Result<(
     let mut seed = [0; SEED];
     let got = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
     ensure!(got.context("cannot get random bytes")? == SEED, "cannot get random bytes");
-    let orders = Orders { seed, devices: u8::try_from(devices).context("there are too many devices")?, spec }.encode();
+    let devices = u8::try_from(devices).context("there are too many devices")?;
+    let orders = Orders { now_ns: zone::time::now_ns(), seed, devices, spec }.encode();
     for (bytes, page) in orders.chunks(PAGE).zip(pages) {
         mem.write_slice(bytes, GuestAddress(*page)).context("cannot write the guest's orders")?;
     }

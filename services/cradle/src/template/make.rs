@@ -1,14 +1,15 @@
 //! `kcradle template`: boots a guest with empty slots and keeps it where its agent asks for its orders.
 
-use super::{save, state::MachineState};
+use super::{Draft, Identity, MachineState};
 use crate::boot::{self, Parts, cmdline};
 use crate::bundle;
 use crate::bus::{Bus, MMIO_BASE, MMIO_WINDOW};
 use crate::cpu;
+use crate::jail;
 use crate::memory;
 use crate::run::line_of;
 use crate::slots::SpareSlot;
-use crate::vm::Vm;
+use crate::vm::{self, Vm};
 use anyhow::{Context, Result, bail, ensure};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PF_W, PF_X, PT_LOAD};
@@ -20,22 +21,30 @@ use vm_memory::ByteValued as _;
 use zone::template::{SLOTS, WORD};
 
 /// A guest that has not come so far by then never will; emulated machines are slow.
-const LIMIT_S: u32 = 300;
+const LIMIT_S: u32 = 900;
 
-/// Makes the template of the bundle in `dir`, in `dir`. Of the bundle, only kernel, initramfs and memory count.
+/// Makes the template of the bundle in `dir` where the bundle says, or in `dir`. Of the bundle, only kernel, initramfs and
+/// memory count besides. `strict`: refuses to where the jail is not complete.
 ///
 /// # Errors
 /// When the guest cannot be booted, ends early, or takes too long (then by SIGALRM).
-pub fn make(dir: &Path) -> Result<()> {
+pub fn make(dir: &Path, strict: bool) -> Result<()> {
     let (bundle, names) = bundle::load(dir)?;
     ensure!(super::fits(&bundle, 0, b""), "a template has one vCPU, no console and nothing added to the command line");
     let bytes = u64::from(bundle.memory_mib) << 20;
     let mem = memory::create(bytes, false)?;
-    let vm = Vm::new(names.kvm(bundle.kvm.as_deref())?, &mem)?;
+    let kvm = vm::kvm(names.kvm(bundle.kvm.as_deref())?);
+    let supported = cpu::supported(&kvm)?;
+    let vm = Vm::new(&kvm, &mem)?;
+    let (mut kernel, mut initramfs) = (names.open(&bundle.kernel, false)?, names.open(&bundle.initramfs, false)?);
+    let identity = Identity::of(&kernel, &initramfs, &supported)?;
+    let code = code(&kernel).context("cannot read the kernel's headers")?;
+    let place = bundle.template.as_deref().unwrap_or(Path::new(""));
+    let files = Draft::create(&names, place)?;
     let lines: Vec<u32> = (0..SLOTS).map(line_of).collect();
     let mut parts = Parts {
-        kernel: &mut names.open(&bundle.kernel, false)?,
-        initramfs: &mut names.open(&bundle.initramfs, false)?,
+        kernel: &mut kernel,
+        initramfs: &mut initramfs,
         spec: b"",
         cmdline: &cmdline::build(&lines, false, &format!("{WORD}=1")),
         vcpus: 1,
@@ -43,15 +52,16 @@ pub fn make(dir: &Path) -> Result<()> {
     };
     let entry = boot::load(&mem, &mut parts)?;
     let mut cpu = vm.fd.create_vcpu(0).context("KVM cannot create a vCPU")?;
-    cpu::set_cpuid(&cpu, &cpu::supported(&vm.kvm)?, 0, 1)?;
+    cpu::set_cpuid(&cpu, &supported, 0, 1)?;
     cpu::set_entry(&cpu, entry)?;
+    drop(names);
+    jail::enter(strict)?;
     // SAFETY: takes a number; nothing in this process handles the signal, which ends it.
     unsafe { libc::alarm(LIMIT_S) };
     let spare = (0..SLOTS).map(|_| SpareSlot::default()).collect();
     run_to_the_request(&mut cpu, &Bus { devices: Vec::new(), spare, serial: None })?;
-    let state = MachineState::get(&vm.kvm, &vm.fd, &cpu)?;
-    let code = code(&names.open(&bundle.kernel, false)?).context("cannot read the kernel's headers")?;
-    save(dir, &mem, bytes, &code, &state)
+    let state = MachineState::get(&kvm, &vm.fd, &cpu)?;
+    files.save(&mem, bytes, &code, &identity, &state)
 }
 
 /// Where the kernel's code and constants lie, in whole large pages: what is beside them is written to, and copied as a whole.

@@ -5,19 +5,23 @@
 //!              the rest, which guests write to, is copied into large pages: a fault for each small one costs more
 //!  DIR/state   the machine's registers, and which parts of `mem` have content
 //! ```
-//! Written by [`make`], by the version of this program that reads it, and trusted: who can write there decides what guests run.
+//! Written by [`make`], by the very program that reads it, and trusted: who can write there decides what guests run. `state` gets
+//! its first word last, so that a template is whole or none; it names what it was made of, and does not fit anything else.
 //! Must not: hold anything of a container. What was random in it is random no more ([`zone::template`] brings a new seed).
 
+mod identity;
 mod mailbox;
 pub mod make;
 mod state;
 
+use crate::bundle::Names;
 use crate::memory::{self, Mem};
 use anyhow::{Context, Result, bail, ensure};
+pub use identity::Identity;
 use mailbox::Search;
 pub use state::MachineState;
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -28,7 +32,7 @@ use zone::template::{MAX_SPEC, PAGE, PAGES, SLOTS};
 const MEMORY: &str = "mem";
 const STATE: &str = "state";
 /// Changes with what is in the file.
-const MAGIC: [u8; 8] = *b"kraudtp1";
+const MAGIC: [u8; 8] = *b"kraudtp2";
 const MAX_PIECES: u32 = 1 << 20;
 
 /// An opened template.
@@ -57,17 +61,23 @@ pub fn fits(bundle: &Bundle, devices: usize, spec: &[u8]) -> bool {
 }
 
 impl Template {
-    /// Opens the template in `dir`.
+    /// Opens the template in `dir`, or the one that was passed.
     ///
     /// # Errors
-    /// When it is none, or of another version of this program.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let what = || format!("cannot use the template in {}", dir.display());
-        let memory = File::open(dir.join(MEMORY)).with_context(what)?;
-        let mut file = BufReader::with_capacity(64 << 10, File::open(dir.join(STATE)).with_context(what)?);
+    /// When it is none, not whole, or was made of anything but what `wanted` says.
+    pub fn open(names: &Names, dir: &Path, wanted: &Identity) -> Result<Self> {
+        Self::read(names.open_in(dir, MEMORY, false)?, names.open_in(dir, STATE, false)?, wanted)
+    }
+
+    fn read(memory: File, state: File, wanted: &Identity) -> Result<Self> {
+        let what = || "cannot read the template's state";
+        let mut file = BufReader::with_capacity(64 << 10, state);
         let mut magic = [0; 8];
         file.read_exact(&mut magic).with_context(what)?;
-        ensure!(magic == MAGIC, "the template in {} is of another version", dir.display());
+        ensure!(magic == MAGIC, "it is not whole, or of another version");
+        if let Some(part) = Identity::read(&mut file).with_context(what)?.difference(wanted) {
+            bail!("it was made for another {part}");
+        }
         let mut words = || -> Result<u64> {
             let mut word = [0; 8];
             file.read_exact(&mut word).with_context(what)?;
@@ -75,10 +85,12 @@ impl Template {
         };
         let bytes = words()?;
         let count = words()?;
-        ensure!(count <= u64::from(MAX_PIECES), "the template in {} is damaged", dir.display());
-        let pieces = (0..count)
+        ensure!(count <= u64::from(MAX_PIECES), "its state is damaged");
+        let pieces: Vec<Piece> = (0..count)
             .map(|_| Ok(Piece { start: words()?, len: words()?, code: words()? != 0 }))
             .collect::<Result<_>>()?;
+        let end = pieces.iter().map(|piece| piece.start.saturating_add(piece.len)).max().unwrap_or_default();
+        ensure!(memory.metadata().with_context(what)?.len() >= end, "its memory is cut off");
         let mailbox = (0..PAGES).map(|_| words()).collect::<Result<_>>()?;
         let state = MachineState::read(&mut file).with_context(what)?;
         Ok(Self { memory, bytes, pieces, mailbox, state })
@@ -113,12 +125,6 @@ impl Template {
         Ok(file)
     }
 
-    /// The guest's memory, bytes.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Tells the guest what it is.
     ///
     /// # Errors
@@ -139,20 +145,36 @@ impl Template {
     }
 }
 
-/// Writes a template of a machine that stands still.
-fn save(dir: &Path, mem: &Mem, bytes: u64, code: &Range<u64>, state: &MachineState) -> Result<()> {
-    let create = |name: &str| File::create(dir.join(name)).with_context(|| format!("cannot make {name}"));
-    let memory = create(MEMORY)?;
-    let mut search = Search::default();
-    let pieces = save_memory(mem, &memory, code, &mut search).context("cannot write the memory")?;
-    let mut words = vec![bytes, pieces.len() as u64];
-    words.extend(pieces.iter().flat_map(|piece| [piece.start, piece.len, u64::from(piece.code)]));
-    words.extend(search.end()?);
-    let mut text = MAGIC.to_vec();
-    text.extend(words.into_iter().flat_map(u64::to_le_bytes));
-    state.write(&mut text);
-    let mut file = create(STATE)?;
-    file.write_all(&text).context("cannot write the state")
+/// The files of a template that is being made.
+struct Draft {
+    memory: File,
+    state: File,
+}
+
+impl Draft {
+    /// In `dir`, or those that were passed; what was in them is gone.
+    fn create(names: &Names, dir: &Path) -> Result<Self> {
+        let draft = Self { memory: names.open_in(dir, MEMORY, true)?, state: names.open_in(dir, STATE, true)? };
+        // The state first: without it, there is no template any more.
+        draft.state.set_len(0).context("cannot empty the state")?;
+        draft.memory.set_len(0).context("cannot empty the memory")?;
+        Ok(draft)
+    }
+
+    /// Writes a template of a machine that stands still.
+    fn save(&self, mem: &Mem, bytes: u64, code: &Range<u64>, made: &Identity, state: &MachineState) -> Result<()> {
+        let mut search = Search::default();
+        let pieces = save_memory(mem, &self.memory, code, &mut search).context("cannot write the memory")?;
+        let mut words = vec![bytes, pieces.len() as u64];
+        words.extend(pieces.iter().flat_map(|piece| [piece.start, piece.len, u64::from(piece.code)]));
+        words.extend(search.end()?);
+        let mut text = Vec::new();
+        made.write(&mut text);
+        text.extend(words.into_iter().flat_map(u64::to_le_bytes));
+        state.write(&mut text);
+        self.state.write_all_at(&text, MAGIC.len() as u64).context("cannot write the state")?;
+        self.state.write_all_at(&MAGIC, 0).context("cannot write the state")
+    }
 }
 
 /// Empty pages between others are written too, up to so many: a mapping costs more than they do.
@@ -186,43 +208,82 @@ fn save_memory(mem: &Mem, file: &File, code: &Range<u64>, search: &mut Search) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvm_bindings::CpuId;
 
-    #[test]
-    fn memory_with_content_comes_back_and_what_is_written_later_stays_private() {
-        let dir = tempfile::tempdir().unwrap();
-        let bytes = 32 << 20;
-        let mem = memory::create(bytes, false).unwrap();
-        for at in [0x1000u64, 0x2000, 0x2_0000, 0x80_0000, (32 << 20) - 8] {
+    const BYTES: u64 = 32 << 20;
+    const WRITTEN: [u64; 5] = [0x1000, 0x2000, 0x2_0000, 0x80_0000, BYTES - 8];
+
+    fn identity() -> Identity {
+        let file = tempfile::tempfile().unwrap();
+        Identity::of(&file, &file, &CpuId::new(0).unwrap()).unwrap()
+    }
+
+    fn again(draft: &Draft) -> (File, File) {
+        let open = |file: &File| {
+            use std::os::fd::AsRawFd as _;
+            File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
+        };
+        (open(&draft.memory), open(&draft.state))
+    }
+
+    fn made(identity: &Identity) -> Draft {
+        let mem = memory::create(BYTES, false).unwrap();
+        for at in WRITTEN {
             mem.write_obj(at, GuestAddress(at)).unwrap();
         }
         for page in 0..PAGES {
-            mem.write_slice(&zone::template::mark(page as u32), GuestAddress((0x100_0000 + page * PAGE) as u64))
-                .unwrap();
+            let at = GuestAddress((0x100_0000 + page * PAGE) as u64);
+            mem.write_slice(&zone::template::mark(page as u32), at).unwrap();
         }
-        save(dir.path(), &mem, bytes, &(0x2000..0x3000), &MachineState::default()).unwrap();
+        let draft = Draft { memory: tempfile::tempfile().unwrap(), state: tempfile::tempfile().unwrap() };
+        draft.save(&mem, BYTES, &(0x2000..0x3000), identity, &MachineState::default()).unwrap();
+        draft
+    }
+
+    fn open(draft: &Draft, identity: &Identity) -> Result<Template> {
+        let (memory, state) = again(draft);
+        Template::read(memory, state, identity)
+    }
+
+    #[test]
+    fn memory_with_content_comes_back_and_what_is_written_later_stays_private() {
+        let identity = identity();
+        let draft = made(&identity);
         for shared in [false, true] {
-            let template = Template::open(dir.path()).unwrap();
+            let template = open(&draft, &identity).unwrap();
             assert_eq!(template.pieces.iter().filter(|p| p.code).count(), 1);
             assert_eq!(template.pieces.len(), 6);
-            let copy = template.memory(bytes, shared).unwrap();
-            for at in [0x1000u64, 0x2000, 0x2_0000, 0x80_0000, (32 << 20) - 8] {
+            let copy = template.memory(BYTES, shared).unwrap();
+            for at in WRITTEN {
                 assert_eq!(copy.read_obj::<u64>(GuestAddress(at)).unwrap(), at);
                 copy.write_obj(1u64, GuestAddress(at)).unwrap();
             }
             assert_eq!(copy.read_obj::<u64>(GuestAddress(0x40_0000)).unwrap(), 0);
         }
-        let again = Template::open(dir.path()).unwrap().memory(bytes, false).unwrap();
+        let again = open(&draft, &identity).unwrap().memory(BYTES, false).unwrap();
         assert_eq!(again.read_obj::<u64>(GuestAddress(0x2000)).unwrap(), 0x2000);
-        assert!(Template::open(dir.path()).unwrap().memory(bytes * 2, false).is_err());
+        assert!(open(&draft, &identity).unwrap().memory(BYTES * 2, false).is_err());
     }
 
     #[test]
-    fn what_is_no_template_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(Template::open(dir.path()).is_err());
-        std::fs::write(dir.path().join(MEMORY), "").unwrap();
-        std::fs::write(dir.path().join(STATE), "kraudtp0").unwrap();
-        let error = Template::open(dir.path()).err().unwrap();
-        assert!(format!("{error:#}").contains("another version"));
+    fn what_is_cut_off_unfinished_or_of_something_else_is_refused() {
+        let identity = identity();
+        let problem = |draft: &Draft| format!("{:#}", open(draft, &identity).err().unwrap());
+        let draft = Draft { memory: tempfile::tempfile().unwrap(), state: tempfile::tempfile().unwrap() };
+        assert!(problem(&draft).contains("cannot read"));
+        let draft = made(&self::identity());
+        assert!(problem(&draft).contains("made for another kernel"), "{}", problem(&draft));
+        let draft = made(&identity);
+        draft.memory.set_len(4096).unwrap();
+        assert!(problem(&draft).contains("cut off"));
+        let draft = made(&identity);
+        draft.state.write_all_at(&[0; 8], 0).unwrap();
+        assert!(problem(&draft).contains("not whole"));
+        let draft = made(&identity);
+        let length = draft.state.metadata().unwrap().len();
+        for length in [0, 7, 8, 20, 200, length / 2, length - 1] {
+            draft.state.set_len(length).unwrap();
+            assert!(open(&draft, &identity).is_err(), "{length}");
+        }
     }
 }
