@@ -1,272 +1,231 @@
 //! `cradle`: our monitor beside QEMU's microvm machine, from exec to the container's first byte leaving the monitor.
 //!
-//! Both boot the same kernel, initramfs, disk and spec with one vCPU; the guest's agent sends its log over vsock: to our
-//! monitor's log file (seen by inotify), or through vhost-vsock to this program.
+//! Both boot the same kernel, initramfs, disk and spec with one vCPU, in turns. `booted` is ours without a template; everything
+//! else is as the zone's pods have it.
 
-use crate::guest::{Guest, LINE, MEMORY_MIB, VCPUS, is_line};
+use crate::guest::{Guest, MEMORY_MIB, VCPUS};
+use crate::ours::Ours;
+use crate::peer::Peer;
+use crate::run::{Args, Monitor, Run, Seen, alone, at_once};
 use crate::samples::{self, About};
-use crate::vsock::Listener;
-use crate::{initramfs, memory};
-use anyhow::{Context as _, Result, bail, ensure};
-use inotify::{Inotify, WatchMask};
-use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-use zone::bundle::{AGENT_PORT, BUNDLE_FILE, Bundle, Disk, Extent, LOG_PORT, LogFiles, READY_PORT};
-use zone::log::{LogReader, Record};
+use crate::trace::{Start, Trace};
+use anyhow::{Context as _, Result};
 
-/// A run that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The context id of the peer's guest.
-const GUEST_CID: u32 = 42;
+/// Runs that are traced: their counts hardly differ.
+const TRACED: u32 = 8;
+/// Memory that a guest takes on the machine, with what QEMU takes beside it, MiB.
+const EACH_MIB: u64 = 150;
 
-/// Runs of both monitors in turns, then their memory.
+/// Samples of ours from a template, ours booted, and the peer.
+#[derive(Default)]
+struct Three([Vec<f64>; 3]);
+
+impl Three {
+    fn push(&mut self, values: [f64; 3]) {
+        self.0.iter_mut().zip(values).for_each(|(samples, value)| samples.push(value));
+    }
+}
+
+/// What is taken of a traced run.
+type Value = fn(&(Start, Seen)) -> f64;
+
+struct Bench<'a> {
+    /// Ours from a template, ours booted, the peer.
+    monitors: [&'a dyn Monitor; 3],
+    about: About<'a>,
+}
+
+/// Runs of both monitors in turns, then many at once, their memory, and what they ask of the kernel.
 ///
 /// # Errors
 /// When either cannot run.
 pub fn run(runs: u32) -> Result<()> {
     let guest = Guest::make()?;
-    let template = Ours::make_template(&guest).context("kcradle template")?;
-    let ours = Ours { guest: &guest, template: Some(template) };
-    let cold = Ours { guest: &guest, template: None };
+    let ours = Ours::with_template(&guest).context("kcradle template")?;
+    let booted = Ours { guest: &guest, template: None };
     let peer = Peer::new(&guest)?;
-    let [mut first, mut exit, mut booted] = [(); 3].map(|()| (Vec::new(), Vec::new()));
-    for _ in 0..runs {
-        let (line, end) = ours.time().context("kcradle")?;
-        first.0.push(line);
-        exit.0.push(end);
-        booted.0.push(cold.time().context("kcradle without a template")?.0);
-        let (line, end) = peer.time().context("QEMU microvm")?;
-        first.1.push(line);
-        booted.1.push(line);
-        exit.1.push(end);
-    }
-    let payload = "busybox echo hello, EROFS image, tmpfs upper";
-    let about = |metric, unit| About {
+    let about = About {
         bench: "cradle",
-        metric,
-        unit,
+        metric: "",
+        unit: "ms",
         peer: &peer.version,
-        payload,
+        payload: "busybox echo hello, EROFS image, tmpfs upper",
         vcpus: VCPUS,
         memory_mib: MEMORY_MIB,
     };
-    // Ours goes on from a template, as every pod of the zone does; `booted` is without one.
-    samples::print(about("first_byte_ms_p50", "ms"), &first.0, &first.1)?;
-    samples::print_percentile(about("first_byte_ms_p99", "ms"), 99, &first.0, &first.1)?;
-    samples::print(about("first_byte_booted_ms_p50", "ms"), &booted.0, &booted.1)?;
-    samples::print(about("exit_ms_p50", "ms"), &exit.0, &exit.1)?;
-    let (own, other) = (ours.memory()?, peer.memory()?);
-    let kib = |value: u64| [value as f64];
-    samples::print(about("vmm_pss_kib", "KiB"), &kib(own.pss_kib), &kib(other.pss_kib))?;
-    samples::print(about("vmm_private_dirty_kib", "KiB"), &kib(own.private_dirty_kib), &kib(other.private_dirty_kib))
+    let bench = Bench { monitors: [&ours, &booted, &peer], about };
+    bench.times(runs)?;
+    bench.traced(TRACED.min(runs))?;
+    bench.memory()?;
+    bench.crowds(runs)
 }
 
-fn ms(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1000.0
-}
-
-struct Ours<'a> {
-    guest: &'a Guest,
-    template: Option<PathBuf>,
-}
-
-impl Ours<'_> {
-    /// What `pods` has made beforehand, once for all guests of a size.
-    fn make_template(guest: &Guest) -> Result<PathBuf> {
-        let folder = Ours { guest, template: None }.bundle(&[])?;
-        let made = Command::new(Guest::artefact("kcradle")?).arg("template").arg(&folder).output();
-        let made = made.context("start kcradle")?;
-        ensure!(made.status.success(), "it ended with {}: {}", made.status, String::from_utf8_lossy(&made.stderr));
-        let place = guest.folder.join("template");
-        std::fs::rename(&folder, &place).context("move the template")?;
-        Ok(place)
+impl Bench<'_> {
+    fn about(&self, metric: &'static str, unit: &'static str) -> About<'_> {
+        About { metric, unit, ..self.about }
     }
 
-    fn bundle(&self, args: &[&str]) -> Result<PathBuf> {
-        let folder = self.guest.folder.join("ours");
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).context("make the bundle")?;
-        for log in ["log.0", "log.1"] {
-            std::fs::write(folder.join(log), "").context("make a log file")?;
+    fn each(&self, mut measure: impl FnMut(&dyn Monitor) -> Result<f64>) -> Result<[f64; 3]> {
+        let [ours, booted, peer] = self.monitors;
+        Ok([measure(ours)?, measure(booted)?, measure(peer)?])
+    }
+
+    /// Both of ours beside the peer.
+    fn print(&self, names: [&'static str; 2], unit: &'static str, percent: usize, three: &Three) -> Result<()> {
+        let [ours, booted, peer] = &three.0;
+        samples::print_percentile(self.about(names[0], unit), percent, ours, peer)?;
+        samples::print_percentile(self.about(names[1], unit), percent, booted, peer)
+    }
+
+    fn times(&self, runs: u32) -> Result<()> {
+        let (mut first, mut exit) = (Three::default(), Three::default());
+        for _ in 0..runs {
+            let mut ends = Vec::new();
+            first.push(self.each(|monitor| {
+                let (seen, end) = alone(monitor, Args::ECHO)?.end().with_context(|| monitor.program().to_owned())?;
+                ends.push(end);
+                Ok(seen.line_ms)
+            })?);
+            exit.push([0, 1, 2].map(|index| ends.get(index).copied().unwrap_or(f64::NAN)));
         }
-        std::fs::write(folder.join("spec.json"), Guest::spec(args)?).context("write the spec")?;
-        let bundle = Bundle {
-            kvm: None,
-            vcpus: VCPUS,
-            memory_mib: MEMORY_MIB,
-            kernel: Guest::artefact("vmlinux")?,
-            initramfs: Guest::artefact("initramfs.cpio")?,
-            guest_spec: folder.join("spec.json"),
-            cmdline: String::new(),
-            disks: vec![Disk {
-                extents: vec![Extent { path: self.guest.disk.clone(), offset: 0, len: 0 }],
-                read_only: true,
-                ..Disk::default()
-            }],
-            nets: Vec::new(),
-            shares: Vec::new(),
-            agent: folder.join("agent.sock"),
-            log: Some(LogFiles { files: [folder.join("log.0"), folder.join("log.1")], max_bytes: 1 << 20 }),
-            template: self.template.clone(),
-            console: None,
-            control: None,
-            spare_slots: 0,
-        };
-        std::fs::write(folder.join(BUNDLE_FILE), serde_json::to_vec(&bundle)?).context("write the bundle")?;
-        Ok(folder)
+        self.print(["first_byte_ms_p50", "first_byte_booted_ms_p50"], "ms", 50, &first)?;
+        self.print(["first_byte_ms_p95", "first_byte_booted_ms_p95"], "ms", 95, &first)?;
+        self.print(["first_byte_ms_p99", "first_byte_booted_ms_p99"], "ms", 99, &first)?;
+        self.print(["exit_ms_p50", "exit_booted_ms_p50"], "ms", 50, &exit)
     }
 
-    fn start(&self, args: &[&str]) -> Result<(Child, Instant, f64)> {
-        let folder = self.bundle(args)?;
-        let mut inotify = Inotify::init().context("start inotify")?;
-        for log in ["log.0", "log.1"] {
-            inotify.watches().add(folder.join(log), WatchMask::MODIFY).context("watch a log file")?;
+    /// What each asks of the kernel, where its time goes, and the guest's own clock.
+    fn traced(&self, runs: u32) -> Result<()> {
+        let mut all: [Three; 7] = Default::default();
+        let mut kernel = Three::default();
+        for _ in 0..runs {
+            let mut starts = Vec::new();
+            for monitor in self.monitors {
+                let trace = Trace::begin()?;
+                let run = alone(monitor, Args::ECHO)?;
+                let (seen, _) = run.end()?;
+                starts.push((trace.end(monitor.program()).with_context(|| monitor.program().to_owned())?, seen));
+            }
+            let values: [Value; 7] = [
+                |(start, _)| start.create_vm_ms,
+                |(start, _)| start.first_run_ms - start.create_vm_ms,
+                |(start, seen)| seen.application_ms - start.first_run_ms,
+                |(_, seen)| seen.line_ms - seen.application_ms,
+                |(start, _)| start.syscalls as f64,
+                |(start, _)| start.bytes as f64 / 1024.0,
+                |(start, _)| start.runs as f64,
+            ];
+            for (three, value) in all.iter_mut().zip(values) {
+                three.push([0, 1, 2].map(|index| starts.get(index).map_or(f64::NAN, value)));
+            }
+            let [_, booted, peer] = self.monitors;
+            let pid1 = |monitor| -> Result<f64> { kernel_to_pid1(&alone(monitor, Args::DMESG)?.end()?.0.output) };
+            let (booted, peer) =
+                (pid1(booted).context("our guest's messages")?, pid1(peer).context("QEMU's guest's messages")?);
+            kernel.push([booted, booted, peer]);
         }
-        let mut log = LogReader::new([folder.join("log.0"), folder.join("log.1")]);
-        let started = Instant::now();
-        let mut child = Command::new(Guest::artefact("kcradle")?)
-            .arg("run")
-            .arg(&folder)
-            .stdin(Stdio::null())
-            .spawn()
-            .context("start kcradle")?;
-        let mut buffer = [0u8; 4096];
-        loop {
-            // A monitor that dies closes nothing here: the wait is bounded by looking at it after each event or a while.
-            if log.read().context("read the log")?.iter().any(is_line) {
-                return Ok((child, started, ms(started)));
-            }
-            if let Some(status) = child.try_wait().context("look at kcradle")? {
-                bail!("it ended with {status} before the line came");
-            }
-            ensure!(started.elapsed() < PATIENCE, "no line came in {PATIENCE:?}");
-            wait_readable(&inotify)?;
-            let _ = inotify.read_events(&mut buffer);
+        let names: [([&'static str; 2], &str); 7] = [
+            (["traced_exec_to_create_vm_ms", "traced_booted_exec_to_create_vm_ms"], "ms"),
+            (["traced_create_vm_to_first_run_ms", "traced_booted_create_vm_to_first_run_ms"], "ms"),
+            (["traced_first_run_to_application_ms", "traced_booted_first_run_to_application_ms"], "ms"),
+            (["traced_application_to_first_byte_ms", "traced_booted_application_to_first_byte_ms"], "ms"),
+            (["syscalls_before_first_run", "syscalls_before_first_run_booted"], "calls"),
+            (["read_before_first_run_kib", "read_before_first_run_booted_kib"], "KiB"),
+            (["kvm_run_calls", "kvm_run_calls_booted"], "calls"),
+        ];
+        for ((names, unit), three) in names.into_iter().zip(&all) {
+            self.print(names, unit, 50, three)?;
         }
+        // A guest that goes on from a template has its PID 1 already.
+        let [_, booted, peer] = &kernel.0;
+        samples::print(self.about("kernel_to_pid1_ms_p50", "ms"), booted, peer)
     }
 
-    fn time(&self) -> Result<(f64, f64)> {
-        let (mut child, started, line) = self.start(&["echo", LINE])?;
-        let status = child.wait().context("wait for kcradle")?;
-        ensure!(status.success(), "it ended with {status}");
-        Ok((line, ms(started)))
-    }
-
-    fn memory(&self) -> Result<memory::Own> {
-        let (mut child, _, _) = self.start(&["sh", "-c", "echo hello; sleep 1000"])?;
-        let own = memory::own(child.id(), u64::from(MEMORY_MIB) * 1024);
-        let _ = child.kill();
-        let _ = child.wait();
-        own
-    }
-}
-
-fn wait_readable(inotify: &Inotify) -> Result<()> {
-    use std::os::fd::AsFd as _;
-    let mut fds = [rustix::event::PollFd::from_borrowed_fd(inotify.as_fd(), rustix::event::PollFlags::IN)];
-    let while_ = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-    rustix::event::poll(&mut fds, Some(&while_)).context("wait for the log")?;
-    Ok(())
-}
-
-struct Peer<'a> {
-    guest: &'a Guest,
-    log: Listener,
-    ready: Listener,
-    version: String,
-}
-
-impl<'a> Peer<'a> {
-    fn new(guest: &'a Guest) -> Result<Self> {
-        let _ = Command::new("modprobe").arg("vhost_vsock").status();
-        let shown = Command::new("qemu-system-x86_64").arg("--version").output().context("start QEMU")?;
-        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
-        let number = text.split_whitespace().nth(3).unwrap_or("?");
-        Ok(Self {
-            guest,
-            log: Listener::bind(LOG_PORT)?,
-            ready: Listener::bind(READY_PORT)?,
-            version: format!("QEMU {number} microvm"),
-        })
-    }
-
-    fn start(&self, args: &[&str]) -> Result<(Child, Instant, f64, BufReader<std::fs::File>)> {
-        let agent = std::fs::read(Guest::artefact("initramfs.cpio")?).context("read the initramfs")?;
-        let initrd = self.guest.folder.join("peer.cpio");
-        let name = zone::guest::SPEC_FILE.trim_start_matches('/');
-        std::fs::write(&initrd, initramfs::with_file(&agent, name, &Guest::spec(args)?))
-            .context("write the initramfs")?;
-        let mut command = self.command(&initrd)?;
-        let started = Instant::now();
-        let mut child = command.spawn().context("start QEMU")?;
-        let mut log = BufReader::new(self.log.accept()?);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            if log.read_until(b'\n', &mut line).context("read the guest's log")? == 0 {
-                let _ = child.kill();
-                bail!("its guest closed the log before the line came (agent's port {AGENT_PORT})");
+    /// The monitors' own memory, one alone and eight running.
+    fn memory(&self) -> Result<()> {
+        let [ours, _, peer] = self.monitors;
+        for (count, pss, dirty) in
+            [(1, "vmm_pss_kib", "vmm_private_dirty_kib"), (8, "vmm_pss_8_kib", "vmm_private_dirty_8_kib")]
+        {
+            let mut both = Vec::new();
+            for monitor in [ours, peer] {
+                let runs = at_once(monitor, Args::STAY, count)?;
+                both.push(runs.iter().map(Run::memory).collect::<Result<Vec<_>>>()?);
             }
-            if serde_json::from_slice::<Record>(&line).is_ok_and(|record| is_line(&record)) {
-                return Ok((child, started, ms(started), log));
+            let of = |value: fn(&crate::memory::Own) -> u64| -> Vec<Vec<f64>> {
+                both.iter().map(|side| side.iter().map(|own| value(own) as f64).collect()).collect()
+            };
+            for (metric, sides) in [(pss, of(|own| own.pss_kib)), (dirty, of(|own| own.private_dirty_kib))] {
+                if let [ours, peer] = &sides[..] {
+                    samples::print(self.about(metric, "KiB"), ours, peer)?;
+                }
             }
         }
+        Ok(())
     }
 
-    fn command(&self, initrd: &std::path::Path) -> Result<Command> {
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off"]);
-        command.args([
-            "-enable-kvm",
-            "-cpu",
-            "host",
-            "-smp",
-            "1",
-            "-nodefaults",
-            "-no-user-config",
-            "-nographic",
-            "-no-reboot",
-        ]);
-        command.arg("-m").arg(format!("{MEMORY_MIB}M"));
-        command.arg("-kernel").arg(Guest::artefact("vmlinux")?).arg("-initrd").arg(initrd);
-        command.args(["-append", "reboot=t panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 quiet 8250.nr_uarts=0"]);
-        command
-            .arg("-drive")
-            .arg(format!("id=image,if=none,format=raw,readonly=on,file={}", self.guest.disk.display()));
-        command.args(["-device", "virtio-blk-device,drive=image"]);
-        command.arg("-device").arg(format!("vhost-vsock-device,guest-cid={GUEST_CID}"));
-        command.args(["-device", "virtio-rng-device"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        Ok(command)
-    }
-
-    fn time(&self) -> Result<(f64, f64)> {
-        let (mut child, started, line, mut log) = self.start(&["echo", LINE])?;
-        // The agent waits until its log is taken to the end.
-        let mut rest = Vec::new();
-        std::io::Read::read_to_end(&mut log, &mut rest).context("read the guest's log to its end")?;
-        drop(log);
-        let status = child.wait().context("wait for QEMU")?;
-        ensure!(status.success(), "it ended with {status}");
-        let end = ms(started);
-        self.drain_ready();
-        Ok((line, end))
-    }
-
-    fn memory(&self) -> Result<memory::Own> {
-        let (mut child, _, _, _log) = self.start(&["sh", "-c", "echo hello; sleep 1000"])?;
-        let own = memory::own(child.id(), u64::from(MEMORY_MIB) * 1024);
-        let _ = child.kill();
-        let _ = child.wait();
-        own
-    }
-
-    /// Takes the "ready" connections of runs that are over, so that they do not fill the queue.
-    fn drain_ready(&self) {
-        while self.ready.is_waiting() {
-            let _ = self.ready.accept();
+    /// Many started at once, in turns of both, until there are as many samples as runs.
+    fn crowds(&self, runs: u32) -> Result<()> {
+        let names = [
+            (8, ["first_byte_8_at_once_ms_p50", "first_byte_8_at_once_ms_p95", "first_byte_8_at_once_ms_p99"]),
+            (20, ["first_byte_20_at_once_ms_p50", "first_byte_20_at_once_ms_p95", "first_byte_20_at_once_ms_p99"]),
+        ];
+        for (count, names) in names {
+            let available = available_mib()?;
+            if available < u64::from(count) * EACH_MIB {
+                say(&format!("{count} at once are left out: {available} MiB of memory are available"));
+                continue;
+            }
+            let [ours, _, peer] = self.monitors;
+            let mut sides = [Vec::new(), Vec::new()];
+            for _ in 0..runs.div_ceil(count) {
+                for (samples, monitor) in sides.iter_mut().zip([ours, peer]) {
+                    let started = at_once(monitor, Args::ECHO, count)?;
+                    samples.extend(started.iter().map(|run| run.seen.line_ms));
+                    for run in started {
+                        run.end()?;
+                    }
+                }
+            }
+            let [ours, peer] = &sides;
+            for (name, percent) in names.into_iter().zip([50, 95, 99]) {
+                samples::print_percentile(self.about(name, "ms"), percent, ours, peer)?;
+            }
         }
+        Ok(())
+    }
+}
+
+/// A line for people.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn available_mib() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("read how much memory is there")?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("read how much memory is there")?;
+    let kib: u64 = line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0);
+    Ok(kib >> 10)
+}
+
+/// When the kernel has started its first process, by its own clock: `[    0.437123] Run /init as init process`.
+fn kernel_to_pid1(messages: &[u8]) -> Result<f64> {
+    let text = String::from_utf8_lossy(messages);
+    let line = text.lines().find(|line| line.contains("Run /init as init process"));
+    let seconds = line.and_then(|line| line.split(['[', ']']).nth(1)?.trim().parse::<f64>().ok());
+    Ok(seconds.with_context(|| format!("no start of /init in {} bytes", messages.len()))? * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kernel_to_pid1;
+
+    #[test]
+    fn the_kernels_words_tell_when_it_was_ready() {
+        let said = b"hello\n[    0.401000] x\n[    0.437500] Run /init as init process\n";
+        assert!((kernel_to_pid1(said).unwrap() - 437.5).abs() < 1e-6);
+        assert!(kernel_to_pid1(b"hello\n").is_err());
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The engine runs in a network namespace of its own, so that its firewall rules do not meet the zone's.
 
+use crate::phases::{PHASES, Phases};
 use crate::samples::{self, About};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::path::Path;
@@ -33,21 +34,34 @@ pub fn run(runs: u32) -> Result<()> {
             String::from_utf8_lossy(&import.stderr)
         );
     }
+    let phases = Phases::begin()?;
     let (mut a, mut b) = (Vec::new(), Vec::new());
+    let mut parts: [Vec<f64>; PHASES.len()] = Default::default();
     for _ in 0..runs {
+        let began = zone::time::now_ns();
         a.push(time(&ours)?);
+        let ended = zone::time::now_ns();
+        for (samples, part) in parts.iter_mut().zip(phases.of_run(began, ended)?) {
+            samples.push(part);
+        }
         b.push(time(PEER_SOCKET)?);
     }
     let about = About {
         bench: "docker",
-        metric: "docker run --rm echo, to the CLI's exit",
+        metric: "docker_run_ms_p50",
         unit: "ms",
         peer: &peer.version,
-        payload: "busybox echo hello",
+        payload: "docker run --rm busybox echo hello, to the CLI's exit",
         vcpus: 1,
         memory_mib: 512,
     };
-    samples::print(about, &a, &b)
+    samples::print(about, &a, &b)?;
+    samples::print_percentile(About { metric: "docker_run_ms_p95", ..about }, 95, &a, &b)?;
+    samples::print_percentile(About { metric: "docker_run_ms_p99", ..about }, 99, &a, &b)?;
+    for (phase, samples) in PHASES.into_iter().zip(&parts) {
+        samples::print_alone(About { bench: "docker phases", metric: phase, ..about }, samples)?;
+    }
+    Ok(())
 }
 
 fn time(host: &str) -> Result<f64> {

@@ -1,5 +1,6 @@
 //! The guest that both monitors boot: the same kernel, initramfs, image disk and spec.
 
+use crate::run::Args;
 use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,9 +50,11 @@ impl Guest {
     ///
     /// # Errors
     /// When it cannot be encoded.
-    pub fn spec(args: &[&str]) -> Result<Vec<u8>> {
+    pub fn spec(args: Args) -> Result<Vec<u8>> {
+        // Only what asks the kernel for its messages needs more than any container has.
+        let privileged = args.0.iter().any(|word| word.contains("dmesg"));
         let container = serde_json::json!({
-            "id": "0".repeat(64), "image_disk": 0, "upper": {"type": "tmpfs"}, "args": args, "env": ["PATH=/bin"],
+            "id": "0".repeat(64), "image_disk": 0, "upper": {"type": "tmpfs"}, "args": args.0, "privileged": privileged, "env": ["PATH=/bin"],
         });
         let container: GuestContainer = serde_json::from_value(container).context("build the container's spec")?;
         debug_assert_eq!(container.upper, Upper::Tmpfs);

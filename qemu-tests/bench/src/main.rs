@@ -8,7 +8,12 @@ mod docker;
 mod guest;
 mod initramfs;
 mod memory;
+mod ours;
+mod peer;
+mod phases;
+mod run;
 mod samples;
+mod trace;
 mod vsock;
 
 use anyhow::{Context as _, Result, bail};

@@ -44,20 +44,45 @@ pub fn print_percentile(about: About<'_>, percent: usize, ours: &[f64], peer: &[
     }
     let (our_median, peer_median) = (percentile(ours, percent), percentile(peer, percent));
     let ratio = our_median / peer_median;
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's id")?;
     let line = json!({
         "bench": bench, "metric": metric, "unit": unit, "ours": round(our_median), "peer": peer_name,
         "peer_value": round(peer_median), "ratio": round(ratio), "unproven": (ratio - 1.0).abs() < UNPROVEN,
         "ours_p95": round(percentile(ours, 95)), "peer_p95": round(percentile(peer, 95)),
         "ours_samples": ours.iter().copied().map(round).collect::<Vec<_>>(),
         "peer_samples": peer.iter().copied().map(round).collect::<Vec<_>>(),
-        "payload": payload, "vcpus": vcpus, "memory_mib": memory_mib, "boot": boot.trim(),
+        "payload": payload, "vcpus": vcpus, "memory_mib": memory_mib, "boot": boot()?,
     });
-    #[allow(clippy::print_stdout, reason = "this line is what the program is for")]
-    {
-        println!("{line}");
-    }
+    say(&line);
     Ok(())
+}
+
+/// Prints the median and all samples of what no peer has.
+///
+/// # Errors
+/// When there is none.
+pub fn print_alone(about: About<'_>, ours: &[f64]) -> Result<()> {
+    let About { bench, metric, unit, payload, vcpus, memory_mib, .. } = about;
+    if ours.is_empty() {
+        bail!("{metric}: there is no sample");
+    }
+    let line = json!({
+        "bench": bench, "metric": metric, "unit": unit, "ours": round(percentile(ours, 50)),
+        "ours_p95": round(percentile(ours, 95)), "ours_samples": ours.iter().copied().map(round).collect::<Vec<_>>(),
+        "payload": payload, "vcpus": vcpus, "memory_mib": memory_mib, "boot": boot()?,
+    });
+    say(&line);
+    Ok(())
+}
+
+/// This boot's id.
+fn boot() -> Result<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's id")?;
+    Ok(boot.trim().to_owned())
+}
+
+#[allow(clippy::print_stdout, reason = "these lines are what the program is for")]
+fn say(line: &serde_json::Value) {
+    println!("{line}");
 }
 
 /// The smallest sample that `percent` of all are not above.

@@ -32,36 +32,29 @@ impl Listener {
         // SAFETY: the pointer is to a sockaddr_vm of the length that is given.
         let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
         // SAFETY: the descriptor is a socket that we own.
-        if bound < 0 || unsafe { libc::listen(socket.as_raw_fd(), 16) } < 0 {
+        if bound < 0 || unsafe { libc::listen(socket.as_raw_fd(), 64) } < 0 {
             return Err(io::Error::last_os_error()).with_context(|| format!("listen on vsock port {port}"));
         }
         Ok(Self(socket))
     }
 
-    /// The next connection, as a stream of bytes.
+    /// The next connection, as a stream of bytes, and its guest's context id.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn accept(&self) -> Result<File> {
-        // SAFETY: the descriptor is a listening socket that we own; no address is asked for.
+    pub fn accept(&self) -> Result<(File, u32)> {
+        // SAFETY: all-zero is a valid value of this plain structure.
+        let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+        let mut length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        // SAFETY: the descriptor is a listening socket that we own; the address is a sockaddr_vm of the length that is given.
         let fd = unsafe {
-            libc::accept4(self.0.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+            let address = (&raw mut address).cast();
+            libc::accept4(self.0.as_raw_fd(), address, &raw mut length, libc::SOCK_CLOEXEC)
         };
         if fd < 0 {
             return Err(io::Error::last_os_error()).context("accept a guest's connection");
         }
         // SAFETY: the descriptor is new and nobody else owns it.
-        Ok(unsafe { File::from_raw_fd(fd) })
-    }
-}
-
-impl Listener {
-    /// Whether a connection waits to be accepted.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        use std::os::fd::AsFd as _;
-        let mut fds = [rustix::event::PollFd::from_borrowed_fd(self.0.as_fd(), rustix::event::PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+        Ok((unsafe { File::from_raw_fd(fd) }, address.svm_cid))
     }
 }

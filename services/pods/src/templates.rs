@@ -31,9 +31,9 @@ use zone::template::SLOTS;
 /// The makers' uid: below the first pod's.
 const UID: u32 = crate::shared::FIRST_UID - 1;
 /// A template takes some tens of megabytes of the host's memory: with more sizes in use, the longest unused one goes.
-const MAX_SIZES: usize = 6;
+const MAX_SIZES: usize = 8;
 /// … when it has not been used for so long; guests of other sizes boot until then.
-const UNUSED: Duration = Duration::from_secs(600);
+const UNUSED: Duration = Duration::from_secs(120);
 /// Larger guests would have large templates: the kernel's table of pages is a part of it.
 const MAX_MIB: u32 = 4160;
 /// What a container without a limit of its own gets: made before anybody asks.
@@ -165,7 +165,8 @@ impl Templates {
             return (size.state == State::Ready).then(|| self.place(memory_mib));
         }
         if sizes.len() >= MAX_SIZES {
-            let (oldest, _) = sizes.iter().filter(|(_, size)| size.state != State::Making).min_by_key(|(_, s)| s.used)?;
+            let (oldest, _) =
+                sizes.iter().filter(|(_, size)| size.state != State::Making).min_by_key(|(_, s)| s.used)?;
             let oldest = *oldest;
             if sizes.get(&oldest)?.used.elapsed() < UNUSED {
                 return None;

@@ -1,0 +1,130 @@
+//! The peer: QEMU's microvm machine without ACPI and with every option off. The guest's agent sends its log through vhost-vsock.
+
+use crate::guest::{Guest, MEMORY_MIB};
+use crate::initramfs;
+use crate::run::{Args, Monitor, PATIENCE, Run, Seen};
+use crate::vsock::Listener;
+use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::time::Instant;
+use zone::bundle::{LOG_PORT, READY_PORT};
+use zone::log::Record;
+
+/// The context id of the first guest; the others follow.
+const FIRST_CID: u32 = 42;
+/// The kernel's command line: what our monitor gives, without the devices, which QEMU adds.
+const CMDLINE: &str =
+    "reboot=t panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 quiet 8250.nr_uarts=0";
+
+type Waiting = Arc<Mutex<BTreeMap<u32, Sender<File>>>>;
+
+/// QEMU.
+pub struct Peer<'a> {
+    guest: &'a Guest,
+    waiting: Waiting,
+    /// What it is, with its version.
+    pub version: String,
+}
+
+impl<'a> Peer<'a> {
+    /// Finds QEMU and listens for its guests.
+    ///
+    /// # Errors
+    /// When there is no QEMU, or the kernel has no vsock for guests.
+    pub fn new(guest: &'a Guest) -> Result<Self> {
+        let _ = Command::new("modprobe").arg("vhost_vsock").status();
+        let shown = Command::new("qemu-system-x86_64").arg("--version").output().context("start QEMU")?;
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let number = text.split_whitespace().nth(3).unwrap_or("?").to_owned();
+        let waiting = Waiting::default();
+        let (log, ready) = (Listener::bind(LOG_PORT)?, Listener::bind(READY_PORT)?);
+        let whose = Arc::clone(&waiting);
+        std::thread::spawn(move || {
+            while let Ok((stream, guest)) = log.accept() {
+                if let Some(wants) = whose.lock().unwrap_or_else(PoisonError::into_inner).remove(&guest) {
+                    let _ = wants.send(stream);
+                }
+            }
+        });
+        // Nobody asks whether a guest answers; the newest connections are kept, so that none is reset while its guest runs.
+        std::thread::spawn(move || {
+            let mut kept = std::collections::VecDeque::new();
+            while let Ok(connection) = ready.accept() {
+                kept.push_back(connection);
+                if kept.len() > 32 {
+                    kept.pop_front();
+                }
+            }
+        });
+        Ok(Self { guest, waiting, version: format!("QEMU {number} microvm") })
+    }
+
+    fn initrd(&self, args: Args, number: u32) -> Result<PathBuf> {
+        let agent = std::fs::read(Guest::artefact("initramfs.cpio")?).context("read the initramfs")?;
+        let initrd = self.guest.folder.join(format!("peer-{number}.cpio"));
+        let name = zone::guest::SPEC_FILE.trim_start_matches('/');
+        let content = initramfs::with_file(&agent, name, &Guest::spec(args)?);
+        std::fs::write(&initrd, content).context("write the initramfs")?;
+        Ok(initrd)
+    }
+
+    fn command(&self, initrd: &Path, cid: u32) -> Result<Command> {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off"]);
+        command.args(["-enable-kvm", "-cpu", "host", "-smp", "1", "-nodefaults", "-no-user-config", "-nographic"]);
+        command.arg("-no-reboot").arg("-m").arg(format!("{MEMORY_MIB}M"));
+        command.arg("-kernel").arg(Guest::artefact("vmlinux")?).arg("-initrd").arg(initrd);
+        command.args(["-append", CMDLINE]);
+        let drive = format!("id=image,if=none,format=raw,readonly=on,file={}", self.guest.disk.display());
+        command.arg("-drive").arg(drive).args(["-device", "virtio-blk-device,drive=image"]);
+        command.arg("-device").arg(format!("vhost-vsock-device,guest-cid={cid}"));
+        command.args(["-device", "virtio-rng-device"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Ok(command)
+    }
+}
+
+impl Monitor for Peer<'_> {
+    fn program(&self) -> &'static str {
+        "qemu-system-x86_64"
+    }
+
+    fn start(&self, args: Args, number: u32, together: &Barrier) -> Result<Run> {
+        let initrd = self.initrd(args, number)?;
+        let cid = FIRST_CID + number;
+        let (sender, streams) = channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(cid, sender);
+        let mut command = self.command(&initrd, cid)?;
+        together.wait();
+        let started = Instant::now();
+        let mut child = command.spawn().context("start QEMU")?;
+        let Ok(stream) = streams.recv_timeout(PATIENCE) else {
+            let _ = child.kill();
+            bail!("its guest sent no log in {PATIENCE:?}");
+        };
+        let mut log = BufReader::new(stream);
+        let mut seen = Seen::new(started);
+        let mut line = Vec::new();
+        while !seen.is_complete() {
+            line.clear();
+            if log.read_until(b'\n', &mut line).context("read the guest's log")? == 0 {
+                let _ = child.kill();
+                bail!("its guest closed the log before the line came");
+            }
+            records(&line).iter().for_each(|record| seen.take(record));
+        }
+        Ok(Run { child, started, seen, log: Some(log) })
+    }
+}
+
+/// The records in lines of a log.
+#[must_use]
+pub fn records(lines: &[u8]) -> Vec<Record> {
+    lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
