@@ -12,7 +12,7 @@
 use crate::runlog::{End, RunLog};
 use zone::health::Health;
 use zone::pod::{
-    CpuLimits, Desired, FilesStatus, Phase, PodSpec, PodStatus, RestartPolicy, StartError, StartErrorKind,
+    CpuLimits, Desired, FilesStatus, Mount, Phase, PodSpec, PodStatus, RestartPolicy, StartError, StartErrorKind,
 };
 
 /// How long a start waits for volumes, endpoints and images before it fails.
@@ -295,6 +295,9 @@ fn at_rest(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> St
         return with_files(spec, status, facts, now_ms);
     }
     if facts.unit == Unit::Alive {
+        if is_removed(status, spec) && keeps_nothing(spec) {
+            return Step::Act(Action::Remove);
+        }
         if let Stop::Killed { at_ms } = facts.stop {
             return kill_again(at_ms, now_ms);
         }
@@ -352,7 +355,7 @@ fn open_files(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) ->
 
 /// What a pod without a microVM is to do of its own.
 fn due(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step {
-    if status.phase == Phase::Exited && spec.auto_remove && status.run > 0 {
+    if is_removed(status, spec) {
         return Step::Act(Action::Remove);
     }
     if spec.desired == Desired::Stopped {
@@ -383,6 +386,17 @@ fn due(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step {
         return if now_ms >= at { begin(spec, status, facts, status.restart_count + 1) } else { Step::Wait(Some(at)) };
     }
     Step::Wait(None)
+}
+
+fn is_removed(status: &PodStatus, spec: &PodSpec) -> bool {
+    status.phase == Phase::Exited && spec.auto_remove && status.run > 0
+}
+
+/// What its guest still does after the last container's exit is of no use to anybody: nobody needs to wait for it.
+/// A volume may get what is in the guest's page cache, and must not have another user before.
+fn keeps_nothing(spec: &PodSpec) -> bool {
+    let kept = |mount: &Mount| mount.volume().is_some();
+    !spec.containers.iter().any(|container| container.mounts.iter().any(kept))
 }
 
 fn begin(spec: &PodSpec, status: &PodStatus, facts: &Facts, restart_count: u32) -> Step {

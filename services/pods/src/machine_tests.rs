@@ -328,17 +328,25 @@ fn a_start_waits_for_what_it_needs_and_fails_with_the_reason_in_the_end() {
 }
 
 #[test]
-fn a_pod_with_rm_is_removed_after_its_exit_and_only_when_the_unit_is_gone() {
+fn a_pod_with_rm_is_removed_after_its_exit_and_with_volumes_only_when_the_unit_is_gone() {
     let mut spec = spec(Desired::Running, 1);
     spec.auto_remove = true;
+    let running = status(Phase::Running);
     let mut facts = facts(Unit::Alive);
-    said(&mut facts, Data::Started { pid: 2 });
     said(&mut facts, exited(0));
-    let mut now = status(Phase::Running);
-    assert!(settle_down(&spec, &mut now, &mut facts, 0).is_empty());
-    assert_eq!(now.phase, Phase::Exited);
+    let done = new_status(decide(&spec, &running, &facts, 0));
+    assert_eq!(done.phase, Phase::Exited);
+    // Nothing that its guest still writes matters to anybody.
+    assert_eq!(action(&decide(&spec, &done, &facts, 0)), Action::Remove);
+    let volume = zone::VolumeName::new("data");
+    let (target, subpath) = ("/v".to_owned(), String::new());
+    let mount = Mount::Volume { volume, target, read_only: false, no_copy: false, subpath, anonymous: false };
+    spec.containers[0].mounts.push(mount);
+    assert!(matches!(decide(&spec, &done, &facts, 0), Step::Wait(Some(LINGER_MS))));
     facts.unit = Unit::Ended { result: "success".into() };
-    assert_eq!(settle_down(&spec, &mut now, &mut facts, 0), [Action::CleanUp, Action::Remove]);
+    assert_eq!(action(&decide(&spec, &done, &facts, 0)), Action::CleanUp);
+    facts.dirty = false;
+    assert_eq!(action(&decide(&spec, &done, &facts, 0)), Action::Remove);
 }
 
 #[test]
