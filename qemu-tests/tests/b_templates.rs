@@ -73,7 +73,7 @@ fn e02_other_sizes_boot_first_and_find_a_template_later() {
     });
     assert_eq!(small(), "small\n");
     // More than one processor boots as ever.
-    let two = docker(&["run", "--rm", "--cpus", "2", "busybox", "nproc"]).ok();
+    let two = docker(&["run", "--rm", "--cpus", "2", "busybox", "busybox", "nproc"]).ok();
     assert_eq!(two, "2\n");
 }
 

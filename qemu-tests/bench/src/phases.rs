@@ -7,7 +7,6 @@ use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use zone::client::Event;
 use zone::time::now_ns;
 
 /// What is seen of a run, in its order: each phase ends there.
@@ -23,7 +22,8 @@ pub const PHASES: [&str; 9] = [
     "the CLI ends",
 ];
 
-type Seen = Arc<Mutex<Vec<(u64, Event)>>>;
+/// Events as the state engine's watch tells them, and when they came.
+type Seen = Arc<Mutex<Vec<(u64, Value)>>>;
 
 /// A watch of pods.
 #[derive(Debug)]
@@ -85,12 +85,11 @@ fn ask(path: &str) -> Result<BufReader<UnixStream>> {
     Ok(reader)
 }
 
-fn marks(seen: &[(u64, Event)]) -> Option<Vec<u64>> {
+fn marks(seen: &[(u64, Value)]) -> Option<Vec<u64>> {
+    let is = |event: &Value, what: &str| event.get("type").and_then(Value::as_str) == Some(what);
     let put = |wanted: &dyn Fn(&Value) -> bool| {
-        seen.iter().find_map(|(at, event)| match event {
-            Event::Put { object, .. } if wanted(object) => Some((*at, object)),
-            _ => None,
-        })
+        let mut puts = seen.iter().filter(|(_, event)| is(event, "put"));
+        puts.find_map(|(at, event)| event.get("object").filter(|object| wanted(object)).map(|object| (*at, object)))
     };
     let text = |object: &Value, path: &str| object.pointer(path).and_then(Value::as_str).map(str::to_owned);
     let phase = |name: &'static str| put(&move |object| text(object, "/status/phase").as_deref() == Some(name));
@@ -107,7 +106,7 @@ fn marks(seen: &[(u64, Event)]) -> Option<Vec<u64>> {
         time(last, "started_ns")?,
         time(last, "finished_ns")?,
         ended,
-        seen.iter().find(|(_, event)| matches!(event, Event::Delete { .. }))?.0,
+        seen.iter().find(|(_, event)| is(event, "delete"))?.0,
     ])
 }
 
@@ -120,7 +119,7 @@ mod tests {
     fn the_phases_of_a_run_are_between_what_was_seen_of_its_pod() {
         let put = |at: u64, phase: &str, desired: &str, containers: Value| {
             let object = json!({"spec": {"desired": desired}, "status": {"phase": phase, "containers": containers}});
-            (at, Event::Put { revision: at, object })
+            (at, json!({"type": "put", "revision": at, "object": object}))
         };
         let mut seen = vec![
             put(1_000_000, "pending", "stopped", json!({})),
@@ -130,7 +129,7 @@ mod tests {
             put(25_000_000, "exited", "running", json!({"c": {"started_ns": 15_000_000, "finished_ns": 20_000_000}})),
         ];
         assert!(marks(&seen).is_none());
-        seen.push((30_000_000, Event::Delete { revision: 9, object: json!({}) }));
+        seen.push((30_000_000, json!({"type": "delete", "revision": 9, "object": {}})));
         let phases = Phases { seen: Arc::new(Mutex::new(seen)) };
         let took = phases.of_run(0, 36_000_000).unwrap();
         assert_eq!(took.map(|ms| ms.round() as u64), [1, 2, 3, 4, 5, 5, 5, 5, 6]);
