@@ -116,7 +116,9 @@ impl Trees<'_> {
     /// # Errors
     /// When the mirror does not answer.
     pub fn apt(&self) -> Result<Apt> {
-        Apt::new(&self.sources.text(), &self.cache.log("packages")).map_err(|error| self.explain(error))
+        let log = self.cache.log("packages");
+        let _ = fs::remove_file(&log);
+        Apt::new(&self.sources.text(), &log).map_err(|error| self.explain(error))
     }
 
     /// What the tree `name` would be made of now, without `locked` in the way of newer versions when that is empty.
@@ -187,7 +189,10 @@ fn reason(log: &str) -> Option<(String, &'static str)> {
     const UNREACHED: &str = "see that this computer reaches it, or give another one with --mirror URL";
     const UNKNOWN_KEY: &str = "this computer's package debian-archive-keyring may be too old, upgrade it, or give another mirror with --mirror URL";
     const LACKING: &str = "give another one with --mirror URL";
-    const KNOWN: [(&str, &str); 14] = [
+    const UNSETTLED: &str = "it is being brought up to date: try again in a quarter of an hour";
+    const KNOWN: [(&str, &str); 16] = [
+        ("Mirror sync in progress", UNSETTLED),
+        ("Hash Sum mismatch", UNSETTLED),
         ("NO_PUBKEY", UNKNOWN_KEY),
         ("EXPKEYSIG", UNKNOWN_KEY),
         ("Missing key", UNKNOWN_KEY),

@@ -5,7 +5,7 @@
 use super::disks::{self, Prepared};
 use super::host::{self, Acceleration};
 use super::report::{Report, print, say};
-use super::state::{Phase, Plan, Ports, StateDir, Zone};
+use super::state::{Lock, Phase, Plan, Ports, StateDir, Zone};
 use super::supervisor::Message;
 use super::{lan, qemu, signals};
 use crate::build::{Built, Tools};
@@ -113,11 +113,7 @@ struct Supervised {
 /// # Errors
 /// When a zone runs already, a port is taken, or there is no room for a zone.
 pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
-    if let Some(pid) = dir.holder()? {
-        bail!(
-            "a zone runs on this computer already (process {pid}): use it (`cargo appliance status`), or end it with `cargo appliance stop`"
-        );
-    }
+    alone(dir)?;
     if options.lan {
         lan::check()?;
     }
@@ -129,12 +125,24 @@ pub fn check(dir: &StateDir, options: &Options) -> Result<()> {
     host::check_space(dir.path(), MIN_SPACE_MIB)
 }
 
+/// Nobody else begins a zone here for as long as the result lives.
+fn alone(dir: &StateDir) -> Result<Lock> {
+    dir.try_lock()?.with_context(|| {
+        let pid = dir.holder().ok().flatten().map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        format!(
+            "a zone runs on this computer already{pid}: use it (`cargo appliance status`), or end it with `cargo appliance stop`"
+        )
+    })
+}
+
 /// Boots the image and waits until the zone answers. In the foreground it then stays until the zone ends.
 ///
 /// # Errors
 /// What kept the zone from starting or answering.
 pub fn run(dir: &StateDir, image: &Image, options: &Options) -> Result<()> {
     let plan = plan(dir, image, options)?;
+    // Another one may have begun while this one was built, and its disks are in use.
+    let alone = alone(dir)?;
     match disks::prepare(dir, image, options.disk_gib, options.fresh)? {
         Prepared::Kept => say("  the zone goes on with the disks it has (`--fresh` makes new ones)"),
         Prepared::New => {}
@@ -144,6 +152,7 @@ pub fn run(dir: &StateDir, image: &Image, options: &Options) -> Result<()> {
         )),
     }
     dir.write_json("plan.json", &plan)?;
+    drop(alone);
     let started = Instant::now();
     let mut supervised = spawn(dir, options.detach)?;
     let answered = wait(dir, &mut supervised, started);
