@@ -89,7 +89,7 @@ impl Monitor for Ours<'_> {
         loop {
             log.read().context("read the log")?.iter().for_each(|record| seen.take(record));
             if seen.is_complete() {
-                return Ok(Run { child, started, seen, log: None });
+                return Ok(Run { child, started, seen, log: None, files: Some(log) });
             }
             // A monitor that dies closes nothing here: the wait is bounded by looking at it after each event or a while.
             if let Some(status) = child.try_wait().context("look at kcradle")? {

@@ -119,7 +119,7 @@ impl Monitor for Peer<'_> {
             }
             records(&line).iter().for_each(|record| seen.take(record));
         }
-        Ok(Run { child, started, seen, log: Some(log) })
+        Ok(Run { child, started, seen, log: Some(log), files: None })
     }
 }
 

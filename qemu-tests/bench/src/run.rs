@@ -8,7 +8,7 @@ use std::io::{BufReader, Read as _};
 use std::process::Child;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
-use zone::log::{Data, Record};
+use zone::log::{Data, LogReader, Record};
 
 /// A run that takes longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -79,7 +79,6 @@ impl Seen {
 }
 
 /// A guest whose line has come.
-#[derive(Debug)]
 pub struct Run {
     /// The monitor.
     pub child: Child,
@@ -87,8 +86,10 @@ pub struct Run {
     pub started: Instant,
     /// What was seen.
     pub seen: Seen,
-    /// Where the rest of the log comes, when it is no file.
+    /// Where the rest of the log comes, when it is a stream.
     pub log: Option<BufReader<std::fs::File>>,
+    /// Where it stands, when it is in files.
+    pub files: Option<LogReader>,
 }
 
 impl Run {
@@ -106,7 +107,11 @@ impl Run {
         drop(self.log.take());
         let status = self.child.wait().context("wait for the monitor")?;
         ensure!(status.success(), "it ended with {status}");
-        Ok((self.seen.clone(), self.started.elapsed().as_secs_f64() * 1000.0))
+        let ended = self.started.elapsed();
+        if let Some(files) = &mut self.files {
+            files.read().context("read the log")?.iter().for_each(|record| self.seen.take(record));
+        }
+        Ok((self.seen.clone(), ended.as_secs_f64() * 1000.0))
     }
 
     /// The monitor's memory without the guest's.

@@ -121,7 +121,9 @@ fn configure(args: &Args) -> anyhow::Result<shared::Config> {
     };
     let group = args.group.or_else(|| std::fs::metadata(&args.run).ok().map(|m| m.gid()).filter(|g| *g != 0));
     let shipped = cradle.join("rw.ext4");
-    let template = if shipped.exists() { shipped } else { args.data.join(".layer.ext4") };
+    // The name changes with how it is made; an earlier version's is of no use any more.
+    let _ = std::fs::remove_file(args.data.join(".layer.ext4"));
+    let template = if shipped.exists() { shipped } else { args.data.join(".layer-2.ext4") };
     let disks = disk::Disks {
         template,
         mkfs: args.mkfs.clone(),

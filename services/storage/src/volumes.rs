@@ -340,6 +340,9 @@ impl Volumes {
                     "0",
                     "-E",
                     "lazy_itable_init=1,lazy_journal_init=1",
+                    // It would be read at each mount, block by block.
+                    "-O",
+                    "^orphan_file",
                     device
                 ])
                 .await?;
