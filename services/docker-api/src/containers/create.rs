@@ -303,8 +303,10 @@ impl Draft<'_> {
             if !network.spec.internal {
                 spec.ports = std::mem::take(&mut ports);
             }
-            endpoints.push((EndpointId::of(pod, &spec.network), spec));
+            endpoints.push((network.spec.internal, (EndpointId::of(pod, &spec.network), spec)));
         }
-        Ok(endpoints)
+        // The way out goes by the first: answers to who came by a published port would get lost in an internal network.
+        endpoints.sort_by_key(|(internal, _)| *internal);
+        Ok(endpoints.into_iter().map(|(_, endpoint)| endpoint).collect())
     }
 }
