@@ -27,6 +27,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Ask for a raw stream, and send this on it.
     pub stream: Option<String>,
+    /// Ask for a WebSocket, and send this message on it.
+    pub websocket: Option<String>,
 }
 
 /// An answer.
@@ -59,10 +61,11 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
     for (name, value) in &request.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    match &request.stream {
-        Some(_) => head += "Connection: Upgrade\r\nUpgrade: tcp\r\n",
-        None => head += "Connection: close\r\n",
-    }
+    head += match (&request.stream, &request.websocket) {
+        (Some(_), _) => "Connection: Upgrade\r\nUpgrade: tcp\r\n",
+        (_, Some(_)) => WEBSOCKET,
+        _ => "Connection: close\r\n",
+    };
     if !request.body.is_empty() || request.method != "GET" {
         head += &format!("Content-Length: {}\r\n", request.body.len());
     }
@@ -76,12 +79,48 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
         connection.write_all(input.as_bytes()).context("send the input")?;
         connection.shutdown(Shutdown::Write).context("end the input")?;
     }
+    if let Some(message) = &request.websocket {
+        until_head(&mut connection, &mut raw)?;
+        connection.write_all(&frame(message)).context("send the message")?;
+    }
     let read = read_all(&mut connection, &mut raw);
     if raw.is_empty() {
         sent.context("send the body")?;
     }
     read?;
-    parse(&raw, &request.method)
+    let mut answer = parse(&raw, &request.method)?;
+    if request.websocket.is_some() && answer.status == 101 {
+        answer.body = messages(&answer.body);
+    }
+    Ok(answer)
+}
+
+/// What asks for a WebSocket (RFC 6455).
+const WEBSOCKET: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: http://docker\r\n";
+
+/// A client's text message of less than 126 bytes; its mask is zero.
+fn frame(message: &str) -> Vec<u8> {
+    let length = u8::try_from(message.len()).unwrap_or(125).min(125);
+    [&[0x81, 0x80 | length, 0, 0, 0, 0], &message.as_bytes()[..usize::from(length)]].concat()
+}
+
+/// What a server's messages hold, one after the other.
+fn messages(mut raw: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    while let [first, length, rest @ ..] = raw {
+        let (length, rest) = match (length & 0x7f, rest) {
+            (126, [a, b, rest @ ..]) => (usize::from(u16::from_be_bytes([*a, *b])), rest),
+            (127, _) => break,
+            (length, rest) => (usize::from(length), rest),
+        };
+        let content = rest.get(..length).unwrap_or(rest);
+        if first & 0x0f <= 2 {
+            whole.extend_from_slice(content);
+        }
+        raw = &rest[content.len()..];
+    }
+    whole
 }
 
 fn until_head(connection: &mut UnixStream, raw: &mut Vec<u8>) -> Result<()> {
@@ -140,6 +179,13 @@ fn dechunk(mut raw: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_are_put_together_without_what_controls_them() {
+        let raw = [&b"\x82\x02hi\x89\x01p\x82\x7e\x00\x80"[..], &[b'x'; 128], b"\x88\x02\x03\xe8"].concat();
+        assert_eq!(messages(&raw), [&b"hi"[..], &[b'x'; 128]].concat());
+        assert_eq!(frame("ab"), b"\x81\x82\0\0\0\0ab");
+    }
 
     #[test]
     fn chunks_are_put_together() {

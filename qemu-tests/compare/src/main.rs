@@ -168,7 +168,8 @@ fn load_image(socket: &Path) -> Result<()> {
         &json!({"of": "compare"}),
     );
     let headers = vec![("Content-Type".to_owned(), "application/x-tar".to_owned())];
-    let request = Request { method: "POST".into(), path: "/v1.45/images/load".into(), headers, body, stream: None };
+    let request =
+        Request { method: "POST".into(), path: "/v1.45/images/load".into(), headers, body, ..Request::default() };
     let answer = ask(socket, &request)?;
     let said = String::from_utf8_lossy(&answer.body);
     if answer.status != 200 || !said.contains("compare:latest") {

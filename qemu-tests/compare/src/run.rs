@@ -68,7 +68,14 @@ impl Engine {
             (None, None, None) => Vec::new(),
         };
         let path = encoded(&format!("{prefix}{}", self.fill(path)));
-        Ok(Request { method: method.into(), path, headers, body, stream: step.stream.clone() })
+        Ok(Request {
+            method: method.into(),
+            path,
+            headers,
+            body,
+            stream: step.stream.clone(),
+            websocket: step.websocket.clone(),
+        })
     }
 
     /// Makes the call, again until the step's condition holds.

@@ -66,6 +66,8 @@ pub struct Step {
     pub clock: Option<String>,
     /// Send what comes as a raw stream: `Upgrade: tcp`, then this input, then the end of input.
     pub stream: Option<String>,
+    /// Ask for a WebSocket and send this as one message; the body is what the messages hold that come until it is closed.
+    pub websocket: Option<String>,
 }
 
 impl Step {
