@@ -118,6 +118,9 @@ pub struct Machine {
     /// Size of the disk for the zone's pool in GiB; default: 16, or what it has
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(2..=65536))]
     pub disk: Option<u32>,
+    /// One disk for all, as a machine has that was flashed: the pool is its last partition. `--disk` is its size (default: 20)
+    #[arg(long)]
+    pub one_disk: bool,
     /// How long the zone may take to answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub deadline: u64,

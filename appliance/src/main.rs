@@ -159,6 +159,7 @@ fn machine_options(machine: &cli::Machine) -> run::Options {
         memory_mib: machine.memory.unwrap_or(MEMORY_MIB),
         cpus: machine.cpus.unwrap_or(CPUS),
         disk_gib: machine.disk,
+        one_disk: machine.one_disk,
         fresh: false,
         web_port: None,
         docker_port: None,

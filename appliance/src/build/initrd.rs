@@ -1,6 +1,6 @@
-//! The initrd: a static busybox, veritysetup and the modules that reach the disk.
+//! The initrd: one program of ours and the modules that reach the disk.
 //!
-//! Small on purpose: under emulation every process of a larger one costs a tenth of a second.
+//! Small on purpose: firmware reads it, the kernel unpacks it, and both are slow under emulation.
 
 use super::cache::Cache;
 use super::compile::kernel_version;
@@ -10,56 +10,42 @@ use super::host;
 use super::key::Key;
 use super::root::Root;
 use super::tools::Tools;
-use super::trees::Tree;
 use super::{Flaw, Progress};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// Places that `kraud-init` mounts on, and the folder of modules.
+const DIRS: [&str; 6] = ["dev", "extension", "modules", "proc", "sys", "sysroot"];
+
 /// The file `initrd` in the returned entry; `root` is the assembled root, whose modules are not compressed.
 ///
 /// # Errors
-/// When a module or a library is missing.
+/// When a module is missing.
 pub fn make(
     cache: &Cache,
     tools: &Tools,
-    tools_tree: &Tree,
     root: &Root,
+    init: &Path,
     recipes: &Path,
     flaw: Flaw,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf> {
-    let key = Key::new("initrd", 1)
-        .text("tools", &tools_tree.identity())
+    let key = Key::new("initrd", 2)
+        .file(init)?
         .text("root", &root.key)
         .text("flaw", if flaw == Flaw::Panic { "panic" } else { "" })
         .tree(&recipes.join("initrd"))?;
     let entry = cache.step(progress, "initrd", key, |dir, _| {
         let mut cpio = Cpio::default();
-        for name in [
-            "bin",
-            "dev",
-            "lib64",
-            "extension",
-            "modules",
-            "proc",
-            "run",
-            "sys",
-            "sysroot",
-            "usr",
-            "usr/lib",
-            "usr/lib/x86_64-linux-gnu",
-        ] {
+        for name in DIRS {
             cpio.dir(name);
         }
-        cpio.link("lib", "usr/lib");
         cpio.device("dev/console", 0o600, (5, 1));
         match flaw {
-            Flaw::Panic => cpio.data("init", 0o755, b"#!/bin/busybox false\n"),
-            _ => cpio.file("init", 0o755, &recipes.join("initrd/init"))?,
+            Flaw::Panic => cpio.data("init", 0o755, b"not a program\n"),
+            _ => cpio.file("init", 0o755, init)?,
         }
-        cpio.file("bin/busybox", 0o755, &tools.tree().join("usr/bin/busybox"))?;
-        add_program(&mut cpio, tools, &cache.log("initrd"), "usr/sbin/veritysetup", "bin/veritysetup")?;
         add_modules(&mut cpio, &root.path, &recipes.join("initrd/modules.list"))?;
         let plain = dir.join("initrd.cpio");
         fs::write(&plain, cpio.finish()).at("write", &plain)?;
@@ -70,28 +56,6 @@ pub fn make(
         )
     })?;
     Ok(entry.join("initrd"))
-}
-
-/// A program of the tools tree with all its libraries and its loader.
-fn add_program(cpio: &mut Cpio, tools: &Tools, log: &Path, program: &str, name: &str) -> Result<()> {
-    let path = tools.tree().join(program);
-    cpio.file(name, 0o755, &path)?;
-    let listing = host::output("initrd", log, tools.command("ldd").arg(Path::new("/").join(program)))?;
-    for library in libraries(&listing) {
-        let from = tools.tree().join(library.trim_start_matches('/'));
-        let to = if library.starts_with("/lib64") {
-            library.trim_start_matches('/').to_owned()
-        } else {
-            format!("usr/lib/x86_64-linux-gnu/{}", base(library))
-        };
-        cpio.file(&to, 0o755, &from)?;
-    }
-    Ok(())
-}
-
-/// The paths in the output of ldd: `name => /path (address)` or `/path (address)`.
-fn libraries(listing: &str) -> Vec<&str> {
-    listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).collect()
 }
 
 /// Every group's modules with what they need, each once, and a list of them in the order of loading.
@@ -164,11 +128,5 @@ mod tests {
             "k/md/dm-mod.ko:\nk/md/dm-bufio.ko: k/md/dm-mod.ko\nk/md/dm-verity.ko: k/md/dm-bufio.ko k/md/dm-mod.ko\n";
         assert_eq!(chain(dep, "dm_verity").unwrap(), ["k/md/dm-mod.ko", "k/md/dm-bufio.ko", "k/md/dm-verity.ko"]);
         assert_eq!(chain(dep, "nvme"), None);
-    }
-
-    #[test]
-    fn libraries_and_the_loader_are_found_in_ldd_s_output() {
-        let out = "\tlinux-vdso.so.1 (0x7f)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)\n\t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
-        assert_eq!(libraries(out), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
     }
 }

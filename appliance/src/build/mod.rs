@@ -167,7 +167,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
         flaw: options.flaw,
     };
     let root = root::assemble(&cache, host, &tools, &parts, progress)?;
-    let initrd = initrd::make(&cache, &tools, &tools_tree, &root, &recipes, options.flaw, progress)?;
+    let initrd = initrd::make(&cache, &tools, &root, &services.init, &recipes, options.flaw, progress)?;
     let mut moved_in_dev = 0;
     let extension = match options.variant {
         Variant::Release => None,

@@ -22,6 +22,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 #[derive(Debug, Default)]
 pub struct Services {
     pub files: BTreeMap<String, PathBuf>,
+    /// The program that is the initrd.
+    pub init: PathBuf,
 }
 
 /// One line of a `context.list`.
@@ -51,8 +53,8 @@ pub fn make(
     progress: &mut dyn Progress,
 ) -> Result<Services> {
     let recipes = read_all(&recipes.join("services"))?;
-    let mut services = Services::default();
     let release = compile(cache, workspace, &recipes, progress)?;
+    let mut services = Services { files: BTreeMap::new(), init: release.join("kraud-init") };
     let bali = release.join("bali");
     let (key, public) = signing_key(cache, &bali, progress)?;
     services.files.insert("usr/bin/bali".into(), bali.clone());

@@ -1,9 +1,10 @@
-//! The machine's disks: an overlay over the built image, an empty pool disk, the firmware's variables.
+//! The machine's disks: an overlay over the built image, an empty pool disk (or none: then the overlay is larger than the image), the
+//! firmware's variables.
 //!
 //! The disks outlive the machine, so that a stopped zone goes on where it was. They belong to one image: when another one was built,
 //! they are put aside (one generation is kept in `previous/`) and new ones are made.
 
-use super::run::Image;
+use super::run::{Image, Options};
 use super::state::StateDir;
 use crate::build::Tools;
 use crate::build::host::sparse_copy;
@@ -14,8 +15,17 @@ use std::path::Path;
 
 /// The image that the zone's own disk lies over.
 pub const BASE: &str = "base.img";
+/// The pool's own disk.
+pub const POOL: &str = "pool.img";
 /// What is kept of one zone.
-const FILES: [&str; 5] = [BASE, "os.qcow2", "pool.img", "vars.fd", "disks.json"];
+const FILES: [&str; 5] = [BASE, "os.qcow2", POOL, "vars.fd", "disks.json"];
+const ONE_DISK_GIB: u32 = 20;
+
+/// Whether the zone's pool has a disk of its own.
+#[must_use]
+pub fn has_pool(dir: &StateDir) -> bool {
+    dir.file(POOL).exists()
+}
 
 #[derive(Serialize, Deserialize)]
 struct Disks {
@@ -37,7 +47,8 @@ pub enum Prepared {
 ///
 /// # Errors
 /// When a file cannot be made, or the pool is asked to shrink.
-pub fn prepare(dir: &StateDir, image: &Image, pool_gib: Option<u32>, fresh: bool) -> Result<Prepared> {
+pub fn prepare(dir: &StateDir, image: &Image, options: &Options) -> Result<Prepared> {
+    let fresh = options.fresh;
     let before: Option<Disks> = if dir.file("os.qcow2").exists() { dir.read_json("disks.json")? } else { None };
     let prepared = match before {
         Some(_) if fresh => {
@@ -59,9 +70,14 @@ pub fn prepare(dir: &StateDir, image: &Image, pool_gib: Option<u32>, fresh: bool
             link_or_copy(&image.file, &dir.file(BASE))?;
         }
         copy(&image.ovmf_vars, &dir.file("vars.fd"))?;
-        overlay(&image.tools, dir)?;
+        let gib = options.one_disk.then(|| options.disk_gib.unwrap_or(ONE_DISK_GIB));
+        overlay(&image.tools, dir, gib)?;
+        if !options.one_disk {
+            pool(&dir.file(POOL), options.disk_gib)?;
+        }
+    } else if has_pool(dir) {
+        pool(&dir.file(POOL), options.disk_gib)?;
     }
-    pool(&dir.file("pool.img"), pool_gib)?;
     dir.write_json("disks.json", &Disks { image_sha256: image.sha256.clone() })?;
     Ok(prepared)
 }
@@ -120,10 +136,13 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::set_permissions(to, writable).with_context(|| format!("cannot make {} writable", to.display()))
 }
 
-fn overlay(tools: &Tools, dir: &StateDir) -> Result<()> {
+fn overlay(tools: &Tools, dir: &StateDir, gib: Option<u32>) -> Result<()> {
     let mut command = tools.command("qemu-img");
     // The base's name is relative to the overlay: both move together.
     command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", BASE]).arg(dir.file("os.qcow2"));
+    if let Some(gib) = gib {
+        command.arg(format!("{gib}G"));
+    }
     finish(&mut command).context("cannot make the zone's disk")
 }
 

@@ -1,7 +1,7 @@
 //! QEMU's command line for a zone. Only builds it; nothing is started here.
 
-use super::lan;
 use super::state::{Plan, StateDir};
+use super::{disks, lan};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -12,6 +12,11 @@ pub const NETDEV: &str = "uplink";
 pub const GUEST_WEB: u16 = 443;
 /// The Docker API's port in the guest.
 pub const GUEST_DOCKER: u16 = 2376;
+
+/// Without what no zone uses and its kernel would load drivers for.
+const MACHINE: &str = "q35,smm=off,hpet=off,sata=off,smbus=off,i8042=off";
+/// More words for the kernel of an emulated machine, where they protect nothing and cost a part of every system call.
+const EMULATED: &str = "mitigations=off init_on_alloc=0 cryptomgr.notests";
 
 /// `prefix` and a path as one value of an option list, where a comma is doubled.
 fn with_path(prefix: &str, path: &Path, suffix: &str) -> OsString {
@@ -31,7 +36,7 @@ fn with_path(prefix: &str, path: &Path, suffix: &str) -> OsString {
 pub fn arguments(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
     let mut out: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| out.extend(words.iter().map(OsString::from));
-    add(&["-name", "kraudbox", "-nodefaults", "-no-user-config", "-display", "none", "-M", "q35,smm=off,hpet=off"]);
+    add(&["-name", "kraudbox", "-nodefaults", "-no-user-config", "-display", "none", "-M", MACHINE]);
     if plan.kvm {
         add(&["-accel", "kvm", "-cpu", "host"]);
     } else {
@@ -45,12 +50,16 @@ pub fn arguments(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
     add(&["-device", "virtio-rng-pci"]);
     out.extend(["-serial".into(), with_path("file:", &dir.serial_log(), "")]);
     out.extend(["-qmp".into(), with_path("unix:", &dir.qmp_socket(), ",server=on,wait=off")]);
-    // A file, because every user of the machine can read a command line.
-    if plan.console_journal {
+    let words: Vec<_> = [(!plan.kvm, EMULATED), (plan.console_journal, "systemd.journald.forward_to_console=1")]
+        .into_iter()
+        .filter_map(|(wanted, words)| wanted.then_some(words))
+        .collect();
+    if !words.is_empty() {
         // Read by systemd-stub(7).
-        let words = "io.systemd.stub.kernel-cmdline-extra=systemd.journald.forward_to_console=1";
-        out.extend(["-smbios".into(), OsString::from(format!("type=11,value={words}"))]);
+        let value = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={}", words.join(" "));
+        out.extend(["-smbios".into(), value.into()]);
     }
+    // A file, because every user of the machine can read a command line.
     out.extend(["-smbios".into(), with_path("type=11,path=", &dir.file("smbios-credential"), "")]);
     out
 }
@@ -67,16 +76,17 @@ fn firmware(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
 fn disks(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
     let cache = if plan.unsafe_cache { "unsafe" } else { "writeback" };
     let options = format!(",cache={cache},discard=unmap,detect-zeroes=unmap");
-    vec![
+    let mut out = vec![
         "-drive".into(),
         with_path("if=none,id=os,format=qcow2,file=", &dir.file("os.qcow2"), &options),
         "-device".into(),
         "virtio-blk-pci,drive=os,serial=kraud-os,bootindex=0".into(),
-        "-drive".into(),
-        with_path("if=none,id=pool,format=raw,file=", &dir.file("pool.img"), &options),
-        "-device".into(),
-        "virtio-blk-pci,drive=pool,serial=kraud-pool".into(),
-    ]
+    ];
+    if disks::has_pool(dir) {
+        out.extend(["-drive".into(), with_path("if=none,id=pool,format=raw,file=", &dir.file(disks::POOL), &options)]);
+        out.extend(["-device".into(), "virtio-blk-pci,drive=pool,serial=kraud-pool".into()]);
+    }
+    out
 }
 
 fn netdev(plan: &Plan) -> String {

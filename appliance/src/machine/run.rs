@@ -27,8 +27,10 @@ pub struct Options {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub cpus: u16,
-    /// The pool disk's size.
+    /// The pool disk's size, or with `one_disk` that of the only one.
     pub disk_gib: Option<u32>,
+    /// A new zone has its pool on the disk that it starts from.
+    pub one_disk: bool,
     /// Forget the zone that was.
     pub fresh: bool,
     /// A port for the web page.
@@ -143,7 +145,7 @@ pub fn run(dir: &StateDir, image: &Image, options: &Options) -> Result<()> {
     let plan = plan(dir, image, options)?;
     // Another one may have begun while this one was built, and its disks are in use.
     let alone = alone(dir)?;
-    match disks::prepare(dir, image, options.disk_gib, options.fresh)? {
+    match disks::prepare(dir, image, options)? {
         Prepared::Kept => say("  the zone goes on with the disks it has (`--fresh` makes new ones)"),
         Prepared::New => {}
         Prepared::PutAside => say(&format!(

@@ -100,6 +100,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// The image itself is refused: trying again cannot help.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::NotAnImage { .. }
+                | Self::UnknownKey { .. }
+                | Self::BadSignature { .. }
+                | Self::BadEntry { .. }
+                | Self::TooLarge { .. }
+        )
+    }
+
     /// A function that wraps an I/O error with what was tried on which path.
     pub fn file<P: Into<PathBuf>>(verb: &'static str, path: P) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

@@ -1,5 +1,5 @@
 //! The command `bali`. stdout is data, stderr is for people; `bali run` exits with 125, 126 or 127 when there is no payload
-//! whose exit code could be told, as Docker does.
+//! whose exit code could be told, as Docker does, and with 77 when the image is refused.
 
 #![forbid(unsafe_code)]
 

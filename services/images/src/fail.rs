@@ -49,7 +49,8 @@ pub fn io(what: impl Display) -> impl FnOnce(io::Error) -> ApiError {
             }
             _ => ErrorKind::Internal,
         };
-        ApiError::new(kind, format!("{what}: {error}"))
+        let full = if kind == ErrorKind::NoSpace { "the zone's pool is full, remove what is not needed: " } else { "" };
+        ApiError::new(kind, format!("{full}{what}: {error}"))
     }
 }
 

@@ -92,8 +92,10 @@ impl Mkfs {
             return Ok(());
         }
         let message = format!("{what} cannot be turned into a file system: {program}: {}: {tail}", output.status);
-        let full = tail.contains("No space left");
-        Err(zone::ApiError::new(if full { zone::ErrorKind::NoSpace } else { zone::ErrorKind::Invalid }, message))
+        if ["No space left", "quota exceeded"].iter().any(|text| tail.contains(text)) {
+            return Err(io(what)(std::io::ErrorKind::StorageFull.into()));
+        }
+        Err(invalid(message))
     }
 }
 

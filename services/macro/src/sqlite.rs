@@ -7,7 +7,7 @@ use crate::engine::{Change, HISTORY, Object, State};
 use crate::store::Store;
 use anyhow::Context as _;
 use rusqlite::{Connection, params};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zone::{ApiError, ErrorKind, Meta};
 
@@ -31,6 +31,7 @@ const SLACK: u64 = 2_000;
 #[derive(Debug)]
 pub struct SqliteStore {
     connection: Connection,
+    path: PathBuf,
     durable: Option<bool>,
     appended: u64,
 }
@@ -42,6 +43,10 @@ impl SqliteStore {
     /// When it cannot be opened, or a newer version of this program wrote it.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let connection = Connection::open(path).with_context(|| format!("open the database {}", path.display()))?;
+        // Nobody else opens it: the log's index can be in memory, and needs no room on a disk that is full.
+        connection
+            .pragma_update(None, "locking_mode", "EXCLUSIVE")
+            .context("take the database for this process alone")?;
         connection.pragma_update(None, "journal_mode", "WAL").context("switch the database to a write-ahead log")?;
         let layout: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let layout = usize::try_from(layout).unwrap_or(usize::MAX);
@@ -56,7 +61,7 @@ impl SqliteStore {
                 .execute_batch(&format!("BEGIN; {step} PRAGMA user_version = {}; COMMIT;", done + 1))
                 .with_context(|| format!("bring the database to layout {}", done + 1))?;
         }
-        Ok(Self { connection, durable: None, appended: 0 })
+        Ok(Self { connection, path: path.to_owned(), durable: None, appended: 0 })
     }
 
     fn set_durable(&mut self, durable: bool) -> rusqlite::Result<()> {
@@ -154,11 +159,14 @@ impl Store for SqliteStore {
 
     fn append(&mut self, changes: &[Change], durable: bool) -> Result<(), ApiError> {
         self.set_durable(durable).and_then(|()| self.write(changes)).map_err(|error| {
-            let kind = match error.sqlite_error_code() {
-                Some(rusqlite::ErrorCode::DiskFull) => ErrorKind::NoSpace,
-                _ => ErrorKind::Internal,
-            };
-            ApiError::new(kind, format!("cannot write the state: {error}"))
+            let path = self.path.display();
+            match error.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::DiskFull) => ApiError::new(
+                    ErrorKind::NoSpace,
+                    format!("the disk of the zone's state is full, nothing was changed: cannot write {path}: {error}"),
+                ),
+                _ => ApiError::new(ErrorKind::Internal, format!("cannot write the zone's state to {path}: {error}")),
+            }
         })
     }
 }

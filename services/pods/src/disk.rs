@@ -100,6 +100,21 @@ impl Disks {
     }
 }
 
+/// Why a pod's files cannot be made, for people: a full pool by its name.
+#[must_use]
+pub fn explain(error: &anyhow::Error) -> String {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let full = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded))
+    };
+    let text = format!("{error:#}");
+    // mkfs tells it in words.
+    if error.chain().any(full) || text.contains("No space left") || text.contains("quota exceeded") {
+        return format!("the zone's pool is full, remove what is not needed: {text}");
+    }
+    text
+}
+
 /// Makes a directory with its parents; no error when it is there.
 ///
 /// # Errors

@@ -83,8 +83,8 @@ pub enum Needs {
 pub struct Facts {
     /// Data directory, writable layers and log files are there.
     pub prepared: bool,
-    /// Preparing failed; try again at this time.
-    pub prepare_again_ms: Option<u64>,
+    /// Preparing failed; try again at this time, and why, for people.
+    pub prepare_again: Option<(u64, String)>,
     /// The unit.
     pub unit: Unit,
     /// Units of file servers, the run directory or claims on block volumes may be there.
@@ -176,10 +176,7 @@ pub fn decide(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) ->
         return Step::Act(Action::AssignUid);
     }
     if !facts.prepared {
-        return match facts.prepare_again_ms {
-            Some(at) if now_ms < at => Step::Wait(Some(at)),
-            _ => Step::Act(Action::Prepare),
-        };
+        return unprepared(spec, status, facts, now_ms);
     }
     match status.phase {
         Phase::Pending => change(status, |s| {
@@ -189,6 +186,33 @@ pub fn decide(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) ->
         Phase::Starting | Phase::Running | Phase::Stopping => live(spec, status, facts, now_ms),
         Phase::Created | Phase::Restarting | Phase::Exited => at_rest(spec, status, facts, now_ms),
     }
+}
+
+/// Its files are not there. When they cannot be made, as on a full pool, who waits for its start is told so; nothing waits for ever.
+fn unprepared(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Step {
+    let Some((at, why)) = &facts.prepare_again else { return Step::Act(Action::Prepare) };
+    if spec.desired == Desired::Running && spec.starts > status.starts {
+        return change(status, |s| {
+            s.starts = spec.starts;
+            s.run = s.run.max(facts.last_run) + 1;
+            fail(spec, s, why);
+        });
+    }
+    if status.phase == Phase::Exited && spec.auto_remove && status.run > 0 {
+        return Step::Act(Action::Remove);
+    }
+    if now_ms < *at { Step::Wait(Some(*at)) } else { Step::Act(Action::Prepare) }
+}
+
+/// The start that was asked for has failed.
+fn fail(spec: &PodSpec, status: &mut PodStatus, message: &str) {
+    for container in &spec.containers {
+        let entry = status.containers.entry(container.id.clone()).or_default();
+        entry.error = Some(StartError { kind: StartErrorKind::Other, message: message.to_owned() });
+        entry.exit_code = 128;
+    }
+    status.message = Some(message.to_owned());
+    status.phase = Phase::Exited;
 }
 
 fn change(status: &PodStatus, edit: impl FnOnce(&mut PodStatus)) -> Step {
@@ -240,27 +264,17 @@ fn launch(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) -> Ste
             s.message = None;
         });
     }
-    let fail = |message: &str| {
-        change(status, |s| {
-            for container in &spec.containers {
-                let entry = s.containers.entry(container.id.clone()).or_default();
-                entry.error = Some(StartError { kind: StartErrorKind::Other, message: message.to_owned() });
-                entry.exit_code = 128;
-            }
-            s.message = Some(message.to_owned());
-            s.phase = Phase::Exited;
-        })
-    };
     match &facts.needs {
         Needs::Ready => Step::Act(Action::Launch),
-        Needs::Failed(why) => fail(why),
+        Needs::Failed(why) => change(status, |s| fail(spec, s, why)),
         Needs::Waiting(why) => {
             let since = facts.waiting_since_ms.unwrap_or(now_ms);
             let until = since + NEEDS_PATIENCE_MS;
             // After a boot the pool and the networks may take their time, and nobody waits for an answer.
             let patient = status.restart_count > 0;
             if !patient && now_ms >= until {
-                return fail(&format!("{why}: still so after {} s", NEEDS_PATIENCE_MS / 1000));
+                let why = format!("{why}: still so after {} s", NEEDS_PATIENCE_MS / 1000);
+                return change(status, |s| fail(spec, s, &why));
             }
             if status.message.as_deref() != Some(why) {
                 return change(status, |s| s.message = Some(why.clone()));

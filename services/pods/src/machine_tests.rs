@@ -437,3 +437,20 @@ fn a_helper_that_another_process_had_announced_and_not_started_is_given_up() {
     let up = new_status(decide(&wanted, &status(Phase::Exited), &clean(), 0));
     assert!(!new_status(decide(&wanted, &up, &clean(), 0)).files.up);
 }
+
+#[test]
+fn a_start_whose_files_cannot_be_made_fails_at_once_and_a_later_one_may_not() {
+    let mut facts = Facts { prepare_again: Some((1000, "the pool is full".into())), ..Facts::default() };
+    let created = PodStatus { starts: 0, run: 0, ..status(Phase::Pending) };
+    assert!(matches!(decide(&spec(Desired::Stopped, 0), &created, &facts, 10), Step::Wait(Some(1000))));
+    let mut wanted = spec(Desired::Running, 1);
+    let failed = new_status(decide(&wanted, &created, &facts, 10));
+    assert_eq!((failed.phase, failed.starts, failed.message.as_deref()), (Phase::Exited, 1, Some("the pool is full")));
+    assert_eq!(failed.containers[&ContainerId::new(ID)].exit_code, 128);
+    assert!(matches!(decide(&wanted, &failed, &facts, 1000), Step::Act(Action::Prepare)), "it is not tried again");
+    wanted.auto_remove = true;
+    assert!(matches!(decide(&wanted, &failed, &facts, 10), Step::Act(Action::Remove)));
+    wanted = spec(Desired::Running, 2);
+    facts = Facts { prepared: true, ..Facts::default() };
+    assert_eq!(new_status(decide(&wanted, &failed, &facts, 10)).phase, Phase::Starting);
+}

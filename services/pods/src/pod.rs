@@ -386,8 +386,12 @@ impl PodTask {
         match result.map_err(anyhow::Error::from).and_then(|r| r) {
             Ok(()) => self.facts.prepared = true,
             Err(error) => {
-                tracing::error!(pod = self.id.short(), error = format!("{error:#}"), "cannot prepare a pod's files");
-                self.facts.prepare_again_ms = Some(self.shared.now_ms() + 1000);
+                let why = disk::explain(&error);
+                // Said once for each reason: it is tried again for as long as the pool is full.
+                if self.facts.prepare_again.as_ref().is_none_or(|(_, before)| *before != why) {
+                    tracing::error!(pod = self.id.short(), error = why, "cannot prepare a pod's files");
+                }
+                self.facts.prepare_again = Some((self.shared.now_ms() + 1000, why));
             }
         }
     }

@@ -56,10 +56,13 @@ pub struct Options {
     pub env: Vec<(OsString, OsString)>,
 }
 
-/// Why a payload was not started, with the exit code that says so (as Docker's).
+/// The exit code for an image that is refused: no permission, in sysexits(3). A supervisor need not try again.
+pub const REFUSED: u8 = 77;
+
+/// Why a payload was not started, with the exit code that says so (as Docker's, but for [`REFUSED`]).
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// 125: our own failure, or a wrong option.
+    /// 77: the image is refused; 125: our own failure, or a wrong option.
     #[error(transparent)]
     Image(#[from] Error),
     /// 125: a step of the preparation failed.
@@ -93,6 +96,7 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Image(error) if error.is_refusal() => REFUSED,
             Self::Image(_) | Self::Step { .. } => 125,
             Self::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Exec { .. } => 126,

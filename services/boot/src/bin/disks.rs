@@ -8,9 +8,12 @@ use boot::sysfs::Disk;
 use clap::{Parser, Subcommand};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 const STATE: &str = "kraud-state";
 const POOL: &str = "kraud-pool";
+/// The blocks that mkfs keeps back are the state engine's (uid 901, as in sysusers): what else fills /var does not stop the zone.
+const STATE_OPTIONS: &std::ffi::CStr = c"resuid=901";
 
 /// Opens the machine's own disks, and encrypts them at the first boot.
 #[derive(Debug, Parser)]
@@ -27,11 +30,15 @@ enum Command {
     Pool,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().command {
-        Command::State => state(),
-        Command::Pool => pool(),
-    }
+fn main() -> ExitCode {
+    let (done, consequence) = match Args::parse().command {
+        Command::State => (state(), "the zone's services do not start without its state"),
+        Command::Pool => (pool(), "without its pool the zone has no images, containers and volumes"),
+    };
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    // Who stands before the machine reads this on its console.
+    say(&format!("kraudbox: {error:#}\nkraudbox: {consequence}; the disk is left as it is"));
+    ExitCode::FAILURE
 }
 
 fn state() -> Result<()> {
@@ -44,7 +51,7 @@ fn state() -> Result<()> {
     report(STATE, &partition.device, opened);
     let (flags, options) = (
         rustix::mount::MountFlags::NOATIME | rustix::mount::MountFlags::NODEV | rustix::mount::MountFlags::NOSUID,
-        c"",
+        STATE_OPTIONS,
     );
     rustix::mount::mount(&mapped, "/var", "ext4", flags, options)
         .with_context(|| format!("cannot mount {} on /var", mapped.display()))
