@@ -34,7 +34,9 @@ fn t40_a_full_state_disk_refuses_what_is_new_and_loses_nothing() {
     let _ = docker(&["create", "--name", "t40-before", "busybox", "true"]).ok();
     // The state engine has a log of a few megabytes that it writes again and again: what is new must not fit into it.
     let environment = folder("t40").join("environment");
-    std::fs::write(&environment, format!("LARGE={}\n", "x".repeat(1 << 20))).unwrap();
+    // The CLI takes lines of 64 KiB.
+    let lines: String = (0..20).map(|n| format!("LARGE{n}={}\n", "x".repeat(60_000))).collect();
+    std::fs::write(&environment, lines).unwrap();
     let restarted = restarts();
     let _undo = Undo("rm -f /var/t40-filler");
     let fill = "f=/var/t40-filler; at=0; size=$((1 << 29)); while [ $size -ge 1024 ]; do

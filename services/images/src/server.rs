@@ -174,12 +174,13 @@ async fn load_job(context: Context, body: Body, progress: Progress) -> Result<()
     Ok(())
 }
 
-/// Writes a request's body to a file of the store.
+/// Writes a request's body to a file of the store. When there is no room, the rest is read and forgotten: who sends looks for an answer
+/// only when all is sent.
 ///
 /// # Errors
 /// `TooLarge`; `Invalid` when the body ends early.
 pub async fn spool(context: &Context, body: Body) -> Result<NamedTempFile> {
-    let mut file = context.store.temp()?;
+    let mut file = Ok(context.store.temp()?);
     let mut stream = body.into_data_stream();
     let mut length = 0_u64;
     while let Some(chunk) = stream.next().await {
@@ -191,7 +192,9 @@ pub async fn spool(context: &Context, body: Body) -> Result<NamedTempFile> {
                 format!("the archive is larger than {MAX_ARCHIVE} bytes"),
             ));
         }
-        file = blocking(move || file.write_all(&chunk).map(|()| file).map_err(io("cannot spool the body"))).await?;
+        if let Ok(mut open) = file {
+            file = blocking(move || open.write_all(&chunk).map(|()| open).map_err(io("cannot spool the body"))).await;
+        }
     }
-    Ok(file)
+    file
 }

@@ -66,7 +66,6 @@ async fn main() -> anyhow::Result<()> {
         pool::PoolPlace { name: args.pool.clone(), mount: args.mount.clone(), device: args.pool_device.clone() };
     pool::ensure(&runner, &place).await?;
     places::ensure(&runner, &args.pool, &args.mount).await?;
-    write_pool_status(&runner, &args).await?;
     zone::notify::ready();
     tracing::info!(pool = args.pool, mount = %args.mount.display(), "ready");
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

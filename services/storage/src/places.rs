@@ -12,12 +12,17 @@ use std::path::Path;
 const PLACES: [(&str, &str, &str, u32); 3] =
     [("images", "kraud-images", "kraud", 0o755), ("pods", "root", "kraud", 0o750), ("volumes", "root", "root", 0o755)];
 
-/// Makes and mounts the datasets right below the pool, and gives them their owners.
+/// Mounts the pool, makes and mounts the datasets right below it, and gives them their owners.
 ///
 /// # Errors
 /// When one cannot be made or mounted.
 pub async fn ensure(runner: &Runner, pool: &str, mount: &Path) -> anyhow::Result<()> {
     let datasets = zfs::parse_datasets(&runner.json(&zfs::list_datasets(pool)).await?);
+    let root =
+        datasets.iter().find(|d| d.name == pool).with_context(|| format!("the pool {pool} has no root dataset"))?;
+    if !root.mounted {
+        runner.run(&zfs::mount(pool)).await.context("cannot mount the pool")?;
+    }
     for (name, user, group, mode) in PLACES {
         let full = format!("{pool}/{name}");
         let argv = match datasets.iter().find(|d| d.name == full) {

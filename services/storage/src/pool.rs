@@ -27,23 +27,29 @@ pub struct PoolPlace {
     pub device: Option<PathBuf>,
 }
 
-/// Imports or makes the pool, and mounts it.
+/// Where the kernel tells of each pool that is imported.
+const IMPORTED: &str = "/proc/spl/kstat/zfs";
+
+/// Imports or makes the pool; it need not be mounted then.
 ///
 /// # Errors
 /// When there is neither a pool nor a device for one.
 pub async fn ensure(runner: &Runner, place: &PoolPlace) -> anyhow::Result<()> {
-    if !is_imported(runner, &place.name).await? && !import(runner, &place.name).await? {
-        create(runner, place).await?;
+    if Path::new(IMPORTED).join(&place.name).exists() {
+        return Ok(());
     }
-    mount(runner, &place.name).await
+    // Each program costs a part of a second at a boot: a device that was made just now needs none to be known as empty.
+    if place.device.is_none() && own_is_new().await {
+        return make(runner, place, Path::new(OWN)).await;
+    }
+    if import(runner, &place.name).await? { Ok(()) } else { create(runner, place).await }
 }
 
-async fn is_imported(runner: &Runner, name: &str) -> Result<bool, RunError> {
-    match runner.json(&zfs::list_pool(name)).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.cause() == Cause::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
+/// Whether the device that the machine set aside is there with nothing on it: a pool has labels at both ends.
+async fn own_is_new() -> bool {
+    let looked = tokio::task::spawn_blocking(|| ends_are_zero(Path::new(OWN))).await;
+    // What cannot be read is looked at again by whoever reports it.
+    matches!(looked, Ok(Ok(true)))
 }
 
 /// Imports the pool, also when the machine was not shut down or got another host id: it is this machine's only pool.
@@ -75,22 +81,16 @@ async fn create(runner: &Runner, place: &PoolPlace) -> anyhow::Result<()> {
         None => first_empty_disk(runner).await?,
     };
     refuse_unless_empty(runner, &device).await?;
+    make(runner, place, &device).await
+}
+
+async fn make(runner: &Runner, place: &PoolPlace, device: &Path) -> anyhow::Result<()> {
     let mount = place.mount.display().to_string();
     runner
         .run(&zfs::create_pool(&place.name, &mount, &device.display().to_string()))
         .await
         .with_context(|| format!("cannot make the pool on {}", device.display()))?;
     tracing::info!(pool = place.name, device = %device.display(), "made the pool");
-    Ok(())
-}
-
-async fn mount(runner: &Runner, name: &str) -> anyhow::Result<()> {
-    let datasets = zfs::parse_datasets(&runner.json(&zfs::list_datasets(name)).await?);
-    let root =
-        datasets.iter().find(|d| d.name == name).with_context(|| format!("the pool {name} has no root dataset"))?;
-    if !root.mounted {
-        runner.run(&zfs::mount(name)).await.context("cannot mount the pool")?;
-    }
     Ok(())
 }
 
