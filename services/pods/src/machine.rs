@@ -198,7 +198,7 @@ fn unprepared(spec: &PodSpec, status: &PodStatus, facts: &Facts, now_ms: u64) ->
             fail(spec, s, why);
         });
     }
-    if status.phase == Phase::Exited && spec.auto_remove && status.run > 0 {
+    if is_removed(status, spec) {
         return Step::Act(Action::Remove);
     }
     if now_ms < *at { Step::Wait(Some(*at)) } else { Step::Act(Action::Prepare) }
