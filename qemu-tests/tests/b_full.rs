@@ -114,10 +114,10 @@ fn t41_a_full_pool_refuses_what_is_new_and_lets_go_of_what_is_old() {
     let _ = docker(&["image", "rm", "t41-large"]).ok();
 }
 
-/// An image with 48 MiB that cannot be compressed.
+/// An image with 16 MiB that cannot be compressed.
 fn large_image(reference: &str) -> Vec<u8> {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let content: Vec<u8> = (0..6 << 20)
+    let content: Vec<u8> = (0..2 << 20)
         .flat_map(|_| {
             seed ^= seed << 13;
             seed ^= seed >> 7;
