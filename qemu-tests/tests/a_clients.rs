@@ -34,7 +34,12 @@ fn p01_docker_py_does_what_it_does_with_docker_engine() {
     }
     busybox();
     let dir = folder("docker-py");
-    let said = run(Command::new(python(&dir)).arg(SCRIPT));
+    let mut command = Command::new(python(&dir));
+    // Authorities that this computer trusts otherwise would be asked instead of the zone's own.
+    for variable in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+        command.env_remove(variable);
+    }
+    let said = run(command.arg(SCRIPT));
     println!("{}", said.out);
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     let _ = std::fs::remove_dir_all(dir);

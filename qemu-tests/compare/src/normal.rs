@@ -44,6 +44,10 @@ fn visit(key: &str, value: &mut Value, known: &[(String, String)]) {
             *value = if number.as_i64() == Some(-1) { Value::from(-1) } else { "<number>".into() };
         }
         Value::Array(list) => {
+            // A zone in use has images of its own.
+            if key == "Images" && list.iter().any(is_ours) {
+                list.retain(is_ours);
+            }
             list.iter_mut().for_each(|one| visit(key, one, known));
             if SETS.contains(&key) {
                 list.sort_by_key(std::string::ToString::to_string);
@@ -61,6 +65,11 @@ fn visit(key: &str, value: &mut Value, known: &[(String, String)]) {
         }
         _ => {}
     }
+}
+
+/// Whether it is the image that the tables use.
+fn is_ours(image: &Value) -> bool {
+    image["RepoTags"].as_array().is_some_and(|tags| tags.iter().any(|tag| tag == "compare:latest"))
 }
 
 /// Normalises one text.
