@@ -51,7 +51,7 @@ impl<'a> Ours<'a> {
             kernel: Guest::artefact("vmlinux")?,
             initramfs: Guest::artefact("initramfs.cpio")?,
             guest_spec: folder.join("spec.json"),
-            cmdline: String::new(),
+            cmdline: args.cmdline().into(),
             disks: vec![Disk { extents: vec![image], read_only: true, ..Disk::default() }],
             nets: Vec::new(),
             shares: Vec::new(),

@@ -74,13 +74,13 @@ impl<'a> Peer<'a> {
         Ok(initrd)
     }
 
-    fn command(&self, initrd: &Path, cid: u32) -> Result<Command> {
+    fn command(&self, args: Args, initrd: &Path, cid: u32) -> Result<Command> {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off,x-option-roms=off"]);
         command.args(["-enable-kvm", "-cpu", "host", "-smp", "1", "-nodefaults", "-no-user-config", "-nographic"]);
         command.arg("-no-reboot").arg("-m").arg(format!("{MEMORY_MIB}M"));
         command.arg("-kernel").arg(Guest::artefact("vmlinux")?).arg("-initrd").arg(initrd);
-        command.args(["-append", CMDLINE]);
+        command.arg("-append").arg(format!("{CMDLINE} {}", args.cmdline()).trim_end());
         let drive = format!("id=image,if=none,format=raw,readonly=on,file={}", self.guest.disk.display());
         command.arg("-drive").arg(drive).args(["-device", "virtio-blk-device,drive=image"]);
         command.arg("-device").arg(format!("vhost-vsock-device,guest-cid={cid}"));
@@ -100,7 +100,7 @@ impl Monitor for Peer<'_> {
         let cid = FIRST_CID + number;
         let (sender, streams) = channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(cid, sender);
-        let mut command = self.command(&initrd, cid)?;
+        let mut command = self.command(args, &initrd, cid)?;
         together.wait();
         let started = Instant::now();
         let mut child = command.spawn().context("start QEMU")?;

@@ -26,6 +26,20 @@ impl Args {
     pub const DMESG: Self = Self(&["sh", "-c", "echo hello; busybox dmesg"]);
 }
 
+impl Args {
+    /// Whether it is the kernel's messages that are wanted, with their times.
+    #[must_use]
+    pub fn wants_messages(self) -> bool {
+        self.0 == Self::DMESG.0
+    }
+
+    /// What is added to the kernel's command line.
+    #[must_use]
+    pub fn cmdline(self) -> &'static str {
+        if self.wants_messages() { "printk.time=1" } else { "" }
+    }
+}
+
 /// One of the two monitors.
 pub trait Monitor: Sync {
     /// The program's file name.
