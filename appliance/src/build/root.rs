@@ -91,7 +91,7 @@ pub fn assemble(
     let mut key = Key::new("root", 2)
         .text("script", ASSEMBLE)
         .text("packages", &parts.tree.identity())
-        .text("zfs", &parts.zfs.to_string_lossy())
+        .text("zfs", &parts.zfs.file_name().unwrap_or_default().to_string_lossy())
         .text("version", parts.version)
         .text("flaw", if parts.flaw == Flaw::Service { "service" } else { "" })
         .text("packages are", LOCKED[usize::from(parts.locked)])
