@@ -84,8 +84,8 @@ fn grow(disk: &Disk, number: u32) -> Result<()> {
     let mut table = Table::read(&mut file)?;
     let Some(length) = table.grow(number, disk.length())? else { return Ok(()) };
     table.write(&mut file, |file: &mut File| file.sync_all())?;
-    let (device, number, sectors) = (device.display().to_string(), number.to_string(), (length / 512).to_string());
-    run(&["resizepart", &device, &number, &sectors], &[])?;
+    // Not resizepart(8), which the image does not have.
+    run(&["partx", "--update", "--nr", &number.to_string(), &device.display().to_string()], &[])?;
     say(&format!("{POOL} now has {} MiB", length >> 20));
     Ok(())
 }
