@@ -9,8 +9,8 @@ use super::cache::Cache;
 use super::error::{At, Result};
 use super::host::{self, Host};
 use super::key::Key;
+use super::programs::Programs;
 use super::root::copy;
-use super::services::cargo_build;
 use super::tools::Tools;
 use super::trees::{Tree, Trees};
 use std::fs;
@@ -54,7 +54,13 @@ pub fn make(
     progress: &mut dyn Progress,
 ) -> Result<Extension> {
     let recipes = trees.recipes.join("dev");
-    let programs = cargo_build(cache, inputs.workspace, &["door", "bench", "compare"], progress)?;
+    let programs = Programs {
+        step: "dev-programs",
+        workspace: inputs.workspace,
+        folders: &["appliance/door", "qemu-tests", "services"],
+        wanted: &["door", "bench", "compare"].map(|name| (name.to_owned(), name.to_owned())),
+    }
+    .compile(cache, progress)?;
     let own = ["door", "bench", "compare"].map(|name| programs.join(name));
     let mut key = Key::new("extension", 2)
         .text("script", COLLECT)

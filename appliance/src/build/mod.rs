@@ -15,9 +15,11 @@ pub mod initrd;
 pub mod key;
 pub mod lock;
 pub mod mirror;
+mod programs;
 pub mod release;
 pub mod resolve;
 pub mod root;
+mod sbom;
 pub mod services;
 pub mod size;
 pub mod tools;
@@ -157,8 +159,16 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
     let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
     let services = services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)?;
     // The version is the kernel image's: a root without changes is the same root in every version.
+    let listed = sbom::Inputs {
+        workspace: &options.workspace,
+        version: env!("CARGO_PKG_VERSION"),
+        root: &root_tree.packages,
+        build: &build_tree.packages,
+        packages: &services.packages,
+    };
     let parts = root::Parts {
         tree: &root_tree,
+        sbom: &sbom::text(&cache, &listed)?,
         zfs: &zfs,
         services: &services,
         recipes: &recipes,

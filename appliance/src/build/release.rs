@@ -1,4 +1,4 @@
-//! A release: the image, the update that brings other machines to it, and their checksums, in one folder.
+//! A release: the image, the update that brings other machines to it, what it consists of, and their checksums, in one folder.
 //!
 //! The update is one file signed by bali with the key of the cache, as the services are; what it consists of stands in
 //! `services/boot/src/bundle.rs`.
@@ -9,7 +9,7 @@ use super::error::{At, Error, Result};
 use super::host::{self, Host};
 use super::key::hash_file;
 use super::root::{copy, write};
-use super::services::release_folder;
+use super::sbom;
 use super::{BuildOptions, Built, Quiet, cache_root};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,10 @@ pub fn write_release(options: &BuildOptions, built: &Built, out: &Path, update_o
     fs::create_dir_all(out).at("make", out)?;
     let version = &built.update.version;
     let update = out.join(format!("kraudbox-{version}.update.tar.gz"));
-    pack(options, &cache, &built.update, &update)?;
-    let mut files = vec![update];
+    pack(&cache, built, &update)?;
+    let list = out.join(format!("kraudbox-{version}.spdx.json"));
+    copy(&built.root.join(sbom::PLACE), &list)?;
+    let mut files = vec![update, list];
     if !update_only {
         let image = out.join(format!("kraudbox-{version}.raw"));
         host::run("release", &cache.log("release"), &mut host::sparse_copy(&built.image, &image))?;
@@ -50,8 +52,8 @@ pub fn write_release(options: &BuildOptions, built: &Built, out: &Path, update_o
     Ok(files)
 }
 
-fn pack(options: &BuildOptions, cache: &Cache, update: &Update, out: &Path) -> Result<()> {
-    let log = cache.log("release");
+fn pack(cache: &Cache, built: &Built, out: &Path) -> Result<()> {
+    let (log, update) = (cache.log("release"), &built.update);
     let stage = tempfile::tempdir_in(out.parent().unwrap_or(Path::new("."))).at("make a folder beside", out)?;
     let about = serde_json::json!({
         "kind": "image",
@@ -66,7 +68,7 @@ fn pack(options: &BuildOptions, cache: &Cache, update: &Update, out: &Path) -> R
     for (from, to) in [("image.root.raw", "root.erofs"), ("image.verity.raw", "root.verity")] {
         copy(&update.slot.dir.join(from), &stage.path().join(to))?;
     }
-    let bali = release_folder(&options.workspace).join("bali");
+    let bali = built.root.join("usr/bin/bali");
     let key = cache.kept("keys")?.join("zone");
     if !key.exists() {
         return Err(Error::Recipe { path: key, what: "there is no signing key: build an image first".into() });

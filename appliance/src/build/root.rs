@@ -67,6 +67,8 @@ pub struct Root {
 /// What goes into a root besides its packages.
 pub struct Parts<'a> {
     pub tree: &'a Tree,
+    /// The list of all that is in it.
+    pub sbom: &'a str,
     pub zfs: &'a Path,
     pub services: &'a Services,
     pub recipes: &'a Path,
@@ -91,6 +93,7 @@ pub fn assemble(
     let mut key = Key::new("root", 2)
         .text("script", ASSEMBLE)
         .text("packages", &parts.tree.identity())
+        .text("sbom", parts.sbom)
         .text("zfs", &parts.zfs.file_name().unwrap_or_default().to_string_lossy())
         .text("version", parts.version)
         .text("flaw", if parts.flaw == Flaw::Service { "service" } else { "" })
@@ -135,6 +138,7 @@ fn stage(stage: &Path, parts: &Parts<'_>) -> Result<()> {
         let half = fs::metadata(&image).at("read", &image)?.len() / 2;
         fs::File::options().write(true).open(&image).and_then(|file| file.set_len(half)).at("cut", &image)?;
     }
+    write(&root.join(super::sbom::PLACE), parts.sbom)?;
     let locked = LOCKED[usize::from(parts.locked)];
     write(&root.join("usr/lib/os-release"), &format!("{}KRAUD_PACKAGES=\"{locked}\"\n", os_release(parts.version)))?;
     write(&root.join("usr/lib/kraud/packages"), &parts.tree.identity())

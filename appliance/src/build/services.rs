@@ -3,20 +3,18 @@
 //! A folder holds a `Dockerfile`, a `context.list` that says what is put beside it (`cargo PACKAGE BINARY`, `guest-kernel`,
 //! `guest-initramfs PACKAGE BINARY`), and a unit. A folder without a unit is an image that another service uses.
 
+use super::Progress;
 use super::cache::Cache;
 use super::cpio::Cpio;
 use super::error::{At, Error, Result};
 use super::host;
 use super::key::Key;
+use super::programs::Programs;
 use super::root::copy;
-use super::{Outcome, Progress};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Where each of the services' files lies in the root (relative), and where it is now.
 #[derive(Debug, Default)]
@@ -24,6 +22,8 @@ pub struct Services {
     pub files: BTreeMap<String, PathBuf>,
     /// The program that is the initrd.
     pub init: PathBuf,
+    /// Our packages that they are compiled from.
+    pub packages: Vec<String>,
 }
 
 /// One line of a `context.list`.
@@ -53,8 +53,12 @@ pub fn make(
     progress: &mut dyn Progress,
 ) -> Result<Services> {
     let recipes = read_all(&recipes.join("services"))?;
-    let release = compile(cache, workspace, &recipes, progress)?;
-    let mut services = Services { files: BTreeMap::new(), init: release.join("kraud-init") };
+    let wanted = wanted(&recipes);
+    let programs = Programs { step: "programs", workspace, folders: &["services", "web-ui"], wanted: &wanted };
+    let release = programs.compile(cache, progress)?;
+    let mut packages: Vec<_> = wanted.iter().map(|(package, _)| package.clone()).collect();
+    packages.dedup();
+    let mut services = Services { files: BTreeMap::new(), init: release.join("kraud-init"), packages };
     let bali = release.join("bali");
     let (key, public) = signing_key(cache, &bali, progress)?;
     services.files.insert("usr/bin/bali".into(), bali.clone());
@@ -88,49 +92,18 @@ pub fn make(
     Ok(services)
 }
 
-/// The release folder with all binaries that the recipes name, and bali.
-fn compile(cache: &Cache, workspace: &Path, recipes: &[Recipe], progress: &mut dyn Progress) -> Result<PathBuf> {
-    let mut packages: Vec<&str> = vec!["bali", "boot"];
+/// Package and binary of all that the recipes name, and of what lies in the root beside them.
+fn wanted(recipes: &[Recipe]) -> Vec<(String, String)> {
+    let beside = [("bali", "bali"), ("boot", "kraud-disks"), ("boot", "kraud-init"), ("boot", "kraud-update")];
+    let mut wanted: Vec<_> = beside.iter().map(|(package, binary)| (package.to_string(), binary.to_string())).collect();
     for part in recipes.iter().flat_map(|r| &r.parts) {
-        if let Part::Cargo { package, .. } | Part::GuestInitramfs { package, .. } = part {
-            packages.push(package);
+        if let Part::Cargo { package, binary } | Part::GuestInitramfs { package, binary } = part {
+            wanted.push((package.clone(), binary.clone()));
         }
     }
-    packages.sort_unstable();
-    packages.dedup();
-    cargo_build(cache, workspace, &packages, progress)
-}
-
-/// Compiles packages in the release profile; returns the folder with the binaries.
-pub(crate) fn cargo_build(
-    cache: &Cache,
-    workspace: &Path,
-    packages: &[&str],
-    progress: &mut dyn Progress,
-) -> Result<PathBuf> {
-    let started = Instant::now();
-    progress.started("cargo");
-    let mut command = host::cargo();
-    command
-        .current_dir(workspace)
-        .args(["build", "--release", "--locked", "--target", TARGET])
-        .arg("--target-dir")
-        .arg(target_folder(workspace));
-    for package in packages {
-        command.args(["-p", package]);
-    }
-    host::run("cargo", &cache.log("cargo"), &mut command)?;
-    progress.finished("cargo", Outcome::Built, started.elapsed());
-    Ok(release_folder(workspace))
-}
-
-fn target_folder(workspace: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from)
-}
-
-/// Where cargo puts the programs of the release profile.
-pub(crate) fn release_folder(workspace: &Path) -> PathBuf {
-    target_folder(workspace).join(TARGET).join("release")
+    wanted.sort_unstable();
+    wanted.dedup();
+    wanted
 }
 
 /// The key that this cache signs with, made once, and its public half.
