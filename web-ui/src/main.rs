@@ -10,16 +10,15 @@ mod logs;
 mod node;
 mod pages;
 mod session;
-mod tls;
 mod view;
 mod volume;
 
 use anyhow::Context as _;
 use clap::Parser;
+use daemon::tls::{Clients, TlsListener};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// The web page of a kraud zone.
 #[derive(Debug, Parser)]
@@ -51,11 +50,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+    daemon::start_log();
     anyhow::ensure!(
         !arguments.plain || arguments.listen.ip().is_loopback(),
         "--plain needs a loopback address, not {}: without TLS everyone on the network could read the session",
@@ -67,19 +62,19 @@ async fn main() -> anyhow::Result<()> {
     let router = pages::router(site);
     let listener =
         TcpListener::bind(arguments.listen).await.with_context(|| format!("listen on {}", arguments.listen))?;
-    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let terminated = daemon::terminated()?;
     let serve = async {
         if arguments.plain {
             zone::notify::ready();
             axum::serve(listener, router).await.context("serve")
         } else {
-            let listener = tls::TlsListener::start(listener, &arguments.tls).await?;
+            let listener = TlsListener::start(listener, arguments.tls, Clients::Any).await?;
             zone::notify::ready();
             axum::serve(listener, router).await.context("serve")
         }
     };
     tokio::select! {
         served = serve => served,
-        _ = term.recv() => Ok(()),
+        () = terminated => Ok(()),
     }
 }

@@ -30,7 +30,7 @@ fn every_endpoint_has_a_handler() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("docker.sock");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let listener = runtime.block_on(async { crate::listen::unix(&socket) }).unwrap();
+    let listener = runtime.block_on(async { daemon::listen(&socket) }).unwrap();
     let router = crate::router(Arc::new(crate::tests::app()));
     runtime.spawn(async move { axum::serve(listener, router).await });
     let list = include_str!("../../../qemu-tests/compare/endpoints.list");

@@ -34,7 +34,6 @@ mod serve;
 mod state;
 mod streams;
 mod system;
-mod tls;
 mod version;
 mod volumes;
 
@@ -143,11 +142,7 @@ fn router(app: Arc<App>) -> Router {
 const BLOCKING_THREADS: usize = 64;
 
 fn main() -> Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    daemon::start_log();
     let config = Config::parse();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
@@ -164,7 +159,7 @@ async fn serve(config: Config) -> Result<()> {
         scope: access::Scope::default(),
     });
     let doors = Arc::new(serve::Doors::new(app.clone()));
-    let listener = listen::unix(&config.socket)?;
+    let listener = daemon::listen(&config.socket)?;
     tokio::spawn({
         let app = app.clone();
         async move { app.store.run(&app.events).await }

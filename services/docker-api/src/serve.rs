@@ -8,13 +8,13 @@
 //! Invariant: a request is handled by an [`App`] of its client's scope, which shows nothing else.
 
 use crate::access::Scope;
-use crate::tls::TlsListener;
 use crate::{App, audit};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use daemon::tls::TlsListener;
 use hyper::body::{Frame, SizeHint};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::HashMap;

@@ -30,10 +30,8 @@ mod worker;
 
 use anyhow::Context as _;
 use clap::Parser;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::net::UnixListener;
 
 /// Images: load, save, pull, push.
 #[derive(Debug, Parser)]
@@ -78,11 +76,7 @@ fn main() -> anyhow::Result<()> {
 
 #[tokio::main]
 async fn serve() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+    daemon::start_log();
     let args = Args::parse();
     let context = ingest::Context {
         store: Arc::new(store::Store::open(&args.root)?),
@@ -96,31 +90,12 @@ async fn serve() -> anyhow::Result<()> {
     };
     let settings_file = args.registries.unwrap_or_else(|| args.root.join("registries.json"));
     let registries = registry::Registries::new(&args.ca_file, settings_file, fixed)?;
-    let listener = listen(&args.socket)?;
+    let listener = daemon::listen(&args.socket)?;
     tokio::spawn(collect::run(context.clone()));
     zone::notify::ready();
     tracing::info!(socket = %args.socket.display(), "ready");
     axum::serve(listener, server::router(context, registries, build::Docker::new(&args.docker_socket)))
-        .with_graceful_shutdown(stopped())
+        .with_graceful_shutdown(daemon::terminated()?)
         .await
         .context("cannot serve")
-}
-
-fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(dir) = socket.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660)).context("cannot set the socket's mode")?;
-    Ok(listener)
-}
-
-async fn stopped() {
-    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    if let Ok(mut terminate) = terminate {
-        terminate.recv().await;
-    } else {
-        std::future::pending::<()>().await;
-    }
 }

@@ -19,13 +19,10 @@ use clap::Parser;
 use pki::{Authority, Identity, believable_now};
 use resources::Writer;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
 use zone::client::Client;
 use zone::paths;
 
@@ -69,13 +66,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .init();
+    daemon::start_log();
     let args = Args::parse();
     let authority = Authority::load(&args.pki, believable_now())?;
     let pairing = pairing::Pairing::load(&args.pki.join("pairing-code"))?;
@@ -92,7 +83,7 @@ async fn main() -> Result<()> {
     let first = addresses.borrow().clone();
     authority.provide_server(&args.tls, &Identity::of(&machine::hostname(), &first), believable_now())?;
     let door = Arc::new(http::Door { pairing, authority });
-    let listener = listen(&args.socket)?;
+    let listener = daemon::listen(&args.socket)?;
     let app = http::router(door.clone()).into_make_service_with_connect_info::<http::Peer>();
     zone::notify::ready();
     let client = Client::new(&args.macro_socket);
@@ -103,13 +94,6 @@ async fn main() -> Result<()> {
         served = async { axum::serve(listener, app).await } => served.context("cannot serve the socket"),
         () = renew(&door.authority, &args, addresses, &code) => bail!("certificates are renewed no more"),
     }
-}
-
-fn listen(socket: &Path) -> Result<UnixListener> {
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660)).context("cannot set the socket's mode")?;
-    Ok(listener)
 }
 
 async fn follow_services(bus: Option<String>, images: PathBuf, client: Client) {

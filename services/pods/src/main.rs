@@ -34,8 +34,6 @@ use clap::Parser;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 use zone::client::Client;
 use zone::paths;
 
@@ -86,8 +84,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    daemon::start_log();
     let args = Args::parse();
     let config = configure(&args)?;
     let systemd = systemd::Systemd::connect(args.bus.as_deref()).await?;
@@ -96,10 +93,10 @@ async fn main() -> anyhow::Result<()> {
     let client = Client::new(&args.macro_socket);
     let shared = Arc::new(shared::Shared::new(client, systemd, follower, config));
     zone::notify::ready();
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let terminated = daemon::terminated()?;
     tokio::select! {
         result = manager::run(shared.clone(), &mut ends) => return result,
-        _ = terminate.recv() => {}
+        () = terminated => {}
     }
     // Pods outlive this process, but not the machine.
     if shutdown::is_coming(&shared).await {

@@ -55,11 +55,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+    daemon::start_log();
     let args = Args::parse();
     let runner = run::Runner;
     let place =
@@ -68,10 +64,10 @@ async fn main() -> anyhow::Result<()> {
     places::ensure(&runner, &args.pool, &args.mount).await?;
     zone::notify::ready();
     tracing::info!(pool = args.pool, mount = %args.mount.display(), "ready");
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let terminated = daemon::terminated()?;
     tokio::select! {
         () = reconcile(runner, args) => {}
-        _ = terminate.recv() => {}
+        () = terminated => {}
     }
     Ok(())
 }

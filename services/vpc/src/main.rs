@@ -1,11 +1,8 @@
 //! The service `vpc`: needs CAP_NET_ADMIN and CAP_NET_BIND_SERVICE, /dev/net/tun, and the host's `nft`.
 #![forbid(unsafe_code)]
 
-use anyhow::Context;
 use clap::Parser;
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 use vpc::reconcile::Reconciler;
 
 /// The networks of a zone.
@@ -26,16 +23,12 @@ struct Cli {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
-    let mut term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    daemon::start_log();
+    let terminated = daemon::terminated()?;
     let reconciler = Reconciler::new(&cli.macro_socket, &cli.resolv_conf, cli.dns_port)?;
     tokio::select! {
         result = reconciler.run(zone::notify::ready) => result,
         // Taps, routes and rules stay: pods go on without us.
-        _ = term.recv() => Ok(()),
+        () = terminated => Ok(()),
     }
 }
