@@ -2,33 +2,15 @@
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
+mod engine;
+
+use engine::{Engine, start};
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
-use tokio::process::{Child, Command};
 use zone::ErrorKind;
 use zone::client::Client;
 use zone::network::{Network, NetworkSpec};
 
 const WRITERS: usize = 4;
-
-async fn start(folder: &Path) -> (Child, Client) {
-    let socket = folder.join("macro.sock");
-    let child = Command::new(env!("CARGO_BIN_EXE_kraud-macro"))
-        .args(["--socket".as_ref(), socket.as_os_str(), "--state".as_ref(), folder.join("state").as_os_str()])
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let client = Client::new(&socket);
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while let Err(error) = client.zone_id().await {
-        assert!(Instant::now() < deadline, "the state engine does not answer: {error}");
-        tokio::task::yield_now().await;
-    }
-    (child, client)
-}
 
 /// What one writer knows of one of its resources.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +57,7 @@ async fn whenever_it_is_killed_every_acknowledged_write_is_there() {
     let mut all: Vec<BTreeMap<String, Known>> = vec![BTreeMap::new(); WRITERS];
     let mut id = None;
     for round in 0..rounds {
-        let (mut engine, client) = start(folder.path()).await;
+        let Engine { child: mut engine, client } = start(folder.path()).await;
         let now = client.zone_id().await.unwrap();
         assert_eq!(*id.get_or_insert_with(|| now.clone()), now, "the database is another one");
         let there: BTreeMap<String, u64> = client

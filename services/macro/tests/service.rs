@@ -2,39 +2,12 @@
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
-use tokio::process::{Child, Command};
+mod engine;
+
+use engine::start;
 use zone::ErrorKind;
-use zone::client::{Client, Event};
+use zone::client::Event;
 use zone::network::{Network, NetworkSpec};
-
-struct Engine {
-    child: Child,
-    client: Client,
-}
-
-async fn start(folder: &Path) -> Engine {
-    let socket = folder.join("macro.sock");
-    let child = Command::new(env!("CARGO_BIN_EXE_kraud-macro"))
-        .args(["--socket".as_ref(), socket.as_os_str(), "--state".as_ref(), folder.join("state").as_os_str()])
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let client = Client::new(&socket);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        match client.list::<Network>().await {
-            Ok(_) => return Engine { child, client },
-            Err(error) if Instant::now() > deadline => {
-                panic!("the state engine does not answer: {error}")
-            }
-            Err(_) => tokio::task::yield_now().await,
-        }
-    }
-}
 
 fn spec(name: &str) -> NetworkSpec {
     NetworkSpec { name: name.into(), ..NetworkSpec::default() }

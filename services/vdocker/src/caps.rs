@@ -1,49 +1,6 @@
-//! Capabilities: names, Docker's default set, what a container gets.
+//! Capabilities: Docker's default set, what a container gets.
 
-/// Names by number (linux/capability.h).
-const NAMES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
+use zone::capability;
 
 const DEFAULT: [&str; 14] = [
     "CHOWN",
@@ -62,15 +19,12 @@ const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// How many there are; higher ones of a newer kernel are dropped.
-pub const COUNT: u32 = NAMES.len() as u32;
-
 /// A set of capabilities, a bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps(pub u64);
 
-/// All of them.
-pub const ALL: Caps = Caps((1 << COUNT) - 1);
+/// All of them; higher ones of a newer kernel are dropped.
+pub const ALL: Caps = Caps((1 << capability::COUNT) - 1);
 
 /// A name that the kernel does not have.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,12 +32,10 @@ pub const ALL: Caps = Caps((1 << COUNT) - 1);
 pub struct UnknownCap(pub String);
 
 fn parse(name: &str) -> Result<Caps, UnknownCap> {
-    let upper = name.to_ascii_uppercase();
-    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    if short == "ALL" {
+    if name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL") {
         return Ok(ALL);
     }
-    NAMES.iter().position(|n| *n == short).map(|bit| Caps(1 << bit)).ok_or_else(|| UnknownCap(name.to_owned()))
+    capability::number(name).map(|bit| Caps(1 << bit)).ok_or_else(|| UnknownCap(name.to_owned()))
 }
 
 /// What a container gets: the default set (all when ALL is added), plus what is added, less what is dropped. With ALL

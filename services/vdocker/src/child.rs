@@ -360,7 +360,7 @@ fn identity(plan: &Plan) -> Result<(), u32> {
     for cap in (0..64).filter(|cap| plan.caps.0 & (1 << cap) == 0) {
         // SAFETY: takes no pointers.
         let result = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_DROP, cap, 0, 0, 0) };
-        if result < 0 && cap < caps::COUNT {
+        if result < 0 && cap < zone::capability::COUNT {
             return Err(at::IDENTITY);
         }
     }

@@ -9,51 +9,6 @@ use rustix::thread::{
 };
 use std::str::FromStr;
 
-/// In the order of their numbers (linux/capability.h).
-const NAMES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// One capability, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability(u32);
@@ -68,10 +23,9 @@ impl FromStr for Capability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let upper = text.to_ascii_uppercase();
-        let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        let number = NAMES.iter().position(|n| *n == name).and_then(|n| u32::try_from(n).ok());
-        number.map(Self).ok_or_else(|| format!("there is no capability {text:?}; names are like NET_ADMIN"))
+        zone::capability::number(text)
+            .map(Self)
+            .ok_or_else(|| format!("there is no capability {text:?}; names are like NET_ADMIN"))
     }
 }
 
@@ -102,17 +56,4 @@ pub(super) fn keep(keep: &[Capability]) -> Result<(), RunError> {
             .map_err(RunError::step(format!("make {capability:?} ambient")))?;
     }
     set_no_new_privs(true).map_err(RunError::step("forbid new privileges"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_have_the_kernels_numbers() {
-        for (name, number) in [("CHOWN", 0), ("cap_net_admin", 12), ("SYS_ADMIN", 21), ("CAP_CHECKPOINT_RESTORE", 40)] {
-            assert_eq!(name.parse(), Ok(Capability(number)), "{name}");
-        }
-        assert!("ALL".parse::<Capability>().is_err());
-    }
 }
