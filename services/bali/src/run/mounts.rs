@@ -1,6 +1,6 @@
 //! The payload's view of files: a tmpfs of its own with the image in it, and what the options show of the host.
 //!
-//! Everything that is shown is opened as a detached mount before the root is attached, so no path of the host is resolved
+//! Everything that is shown is opened before the root is attached, so no path of the host is resolved
 //! inside the image and no path of the image on the host. The view is a mount namespace of this process alone: it
 //! vanishes with the last process in it. What the host mounts later under a shown folder appears here too
 //! (mount_namespaces(7), slave); nothing goes the other way, unless a bind is asked for as `shared`.
@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::image::Image;
 use crate::tree::clean;
 use crate::unpack::{make_dir, unpack_at};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2, symlinkat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -67,13 +67,43 @@ impl FromStr for Bind {
     }
 }
 
-/// A detached mount and where it goes.
+/// What is mounted.
+enum Source {
+    /// A detached mount.
+    Mount(OwnedFd),
+    /// A file or folder of the host, opened as a path, and the flags of its mount. It is copied just before it is attached:
+    /// what the host mounts below meanwhile does not reach a copy that is attached nowhere.
+    Path(OwnedFd, u64),
+}
+
+/// What is shown, and where it goes.
 struct Shown {
     target: String,
-    mount: OwnedFd,
+    source: Source,
     is_dir: bool,
     // A tmpfs of the payload alone: mount points may be made in it.
     own: bool,
+}
+
+impl Shown {
+    fn copy(&mut self) -> std::io::Result<()> {
+        if let Source::Path(path, flags) = &self.source {
+            let clone = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE
+                | OpenTreeFlags::AT_EMPTY_PATH;
+            let mount = open_tree(path, "", clone)?;
+            set_flags(mount.as_fd(), *flags, true)?;
+            self.source = Source::Mount(mount);
+        }
+        Ok(())
+    }
+
+    fn descriptor(&self) -> &OwnedFd {
+        match &self.source {
+            Source::Mount(mount) | Source::Path(mount, _) => mount,
+        }
+    }
 }
 
 /// A root under construction.
@@ -95,6 +125,7 @@ impl Mounts {
         for bind in options.binds.iter().filter(|bind| bind.shared) {
             mounts.open_bind(bind)?;
         }
+        mounts.copy()?;
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             .map_err(RunError::step("cut the mount namespace off from the host's"))?;
         mounts.open_system(options)?;
@@ -114,8 +145,9 @@ impl Mounts {
     }
 
     /// Attaches everything and makes it this process' root.
-    pub(super) fn enter(self, options: &Options) -> Result<(), RunError> {
+    pub(super) fn enter(mut self, options: &Options) -> Result<(), RunError> {
         self.link_host(options)?;
+        self.copy()?;
         let place = ["/tmp", "/run", "/mnt", "/var"].into_iter().find(|dir| Path::new(dir).is_dir());
         let place =
             place.ok_or_else(|| Error::Invalid("the host has none of /tmp, /run, /mnt, /var to mount on".into()))?;
@@ -138,14 +170,22 @@ impl Mounts {
         Ok(())
     }
 
+    /// Makes detached mounts of what is only opened.
+    fn copy(&mut self) -> Result<(), RunError> {
+        for shown in &mut self.shown {
+            shown.copy().map_err(RunError::step(format!("show /{} of the host to the image", shown.target)))?;
+        }
+        Ok(())
+    }
+
     fn open_system(&mut self, options: &Options) -> Result<(), RunError> {
         let processes = if options.all_processes { "off" } else { "invisible" };
         let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let proc = file_system("proc", &[("hidepid", processes)], safe | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
-        self.push(Path::new("/proc"), proc, true, false)?;
-        self.push(Path::new("/tmp"), tmpfs("1777")?, true, true)?;
+        self.push(Path::new("/proc"), Source::Mount(proc), true, false)?;
+        self.push(Path::new("/tmp"), Source::Mount(tmpfs("1777")?), true, true)?;
         for path in &options.tmpfs {
-            self.push(path, tmpfs("1777")?, true, true)?;
+            self.push(path, Source::Mount(tmpfs("1777")?), true, true)?;
         }
         if options.sys {
             self.open(Path::new("/sys"), Path::new("/sys"), libc::MOUNT_ATTR_RDONLY)?;
@@ -176,13 +216,11 @@ impl Mounts {
     fn open(&mut self, source: &Path, target: &Path, flags: u64) -> Result<(), RunError> {
         let step = || format!("show {} of the host to the image", source.display());
         let is_dir = source.metadata().map_err(RunError::step(step()))?.is_dir();
-        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let mount = open_tree(CWD, source, clone).map_err(RunError::step(step()))?;
-        set_flags(mount.as_fd(), flags | libc::MOUNT_ATTR_NOSUID, true).map_err(RunError::step(step()))?;
-        self.push(target, mount, is_dir, false)
+        let path = open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(RunError::step(step()))?;
+        self.push(target, Source::Path(path, flags | libc::MOUNT_ATTR_NOSUID), is_dir, false)
     }
 
-    fn push(&mut self, target: &Path, mount: OwnedFd, is_dir: bool, own: bool) -> Result<(), RunError> {
+    fn push(&mut self, target: &Path, source: Source, is_dir: bool, own: bool) -> Result<(), RunError> {
         let text = target.to_str().filter(|t| t.starts_with('/'));
         let text = text.ok_or_else(|| Error::Invalid(format!("{} is not an absolute path", target.display())))?;
         let target = clean(text)?;
@@ -191,7 +229,7 @@ impl Mounts {
                 Error::Invalid("the root itself is the image's: show the host's folders below it".into()).into()
             );
         }
-        self.shown.push(Shown { target, mount, is_dir, own });
+        self.shown.push(Shown { target, source, is_dir, own });
         Ok(())
     }
 
@@ -199,10 +237,10 @@ impl Mounts {
         let below =
             |own: &&Shown| own.own && shown.target.strip_prefix(&own.target).is_some_and(|rest| rest.starts_with('/'));
         let own = self.shown.iter().filter(below).max_by_key(|own| own.target.len());
-        let (root, path) = own.map_or((&self.root, 0), |own| (&own.mount, own.target.len() + 1));
+        let (root, path) = own.map_or((&self.root, 0), |own| (own.descriptor(), own.target.len() + 1));
         let point = mount_point(root.as_fd(), &shown.target[path..], shown.is_dir)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        Ok(move_mount(&shown.mount, "", &point, "", flags)?)
+        Ok(move_mount(shown.descriptor(), "", &point, "", flags)?)
     }
 
     /// The links that programs expect, as far as the image has no such files itself.
