@@ -22,7 +22,14 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+/// How long a state engine that was killed may take to answer again.
+const RESTART: Duration = Duration::from_secs(5);
+/// How often it is tried meanwhile.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// One change in a transaction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -381,7 +388,7 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Response<Incoming>, ApiError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(&e))?;
+        let stream = self.connect().await.map_err(|e| self.unreachable(&e))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.unreachable(&e))?;
         tokio::spawn(connection);
@@ -401,6 +408,22 @@ impl Client {
         Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
             ApiError::new(ErrorKind::from_status(status), format!("the state engine answered {status} to {path}"))
         }))
+    }
+
+    /// Connects; a state engine that is starting again is waited for, as nothing has been asked of it yet.
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        let until = Instant::now() + RESTART;
+        loop {
+            match UnixStream::connect(&self.socket).await {
+                Err(error)
+                    if matches!(error.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound)
+                        && Instant::now() < until =>
+                {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     fn unreachable(&self, error: &dyn std::fmt::Display) -> ApiError {
