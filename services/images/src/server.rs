@@ -180,7 +180,7 @@ async fn load_job(context: Context, body: Body, progress: Progress) -> Result<()
 /// # Errors
 /// `TooLarge`; `Invalid` when the body ends early.
 pub async fn spool(context: &Context, body: Body) -> Result<NamedTempFile> {
-    let mut file = Ok(context.store.temp()?);
+    let mut file = context.store.temp();
     let mut stream = body.into_data_stream();
     let mut length = 0_u64;
     while let Some(chunk) = stream.next().await {
