@@ -46,13 +46,9 @@ struct Part {
 /// When cargo cannot tell what our programs depend on.
 pub(crate) fn text(cache: &Cache, inputs: &Inputs<'_>) -> Result<String> {
     let mut parts: BTreeSet<Part> = inputs.root.iter().map(|(name, package)| debian(name, package)).collect();
-    // What is compiled from Debian's sources: the guest kernel, and the ZFS modules, whose package is only unpacked.
-    if let Some(kernel) = inputs.build.get("linux-source-6.12") {
-        parts.insert(debian("linux-source-6.12", kernel));
-    }
-    if let Some(zfs) = inputs.root.get("zfsutils-linux") {
-        parts.insert(debian("zfs-dkms", &Package { version: zfs.version.clone(), sha256: String::new() }));
-    }
+    // What is compiled from Debian's sources: the guest kernel, and the ZFS modules.
+    let compiled = ["linux-source-6.12", "zfs-dkms"];
+    parts.extend(compiled.iter().filter_map(|name| Some(debian(name, inputs.build.get(*name)?))));
     let mut tree = host::cargo();
     tree.current_dir(inputs.workspace)
         .args(["tree", "--locked", "--edges", "normal", "--target", super::programs::TARGET, "--prefix", "none"])
