@@ -64,11 +64,17 @@ fn t40_a_full_state_disk_refuses_what_is_new_and_loses_nothing() {
         if said.code == 0 { Ok(()) } else { Err(said.err) }
     });
     // What the disk has, and not only what the engine remembers.
+    let pid = || inside(&["systemctl", "show", "--value", "-p", "MainPID", "kraud-macro.service"]).ok();
+    let before = pid();
     let _ = inside(&["systemctl", "kill", "--signal=SIGKILL", "kraud-macro.service"]).ok();
-    let listed = wait_for("the state engine after its kill", || {
-        let said = docker(&["ps", "-a", "--format", "{{.Names}}"]);
-        if said.code == 0 { Ok(said.out) } else { Err(said.err) }
+    wait_for("another state engine", || {
+        let now = pid();
+        if now != before && now.trim() != "0" { Ok(()) } else { Err(now) }
     });
+    // A change is answered by it alone: the API has read all again by then.
+    let _ = docker(&["rename", "t40-after", "t40-again"]).ok();
+    let _ = docker(&["rename", "t40-again", "t40-after"]).ok();
+    let listed = docker(&["ps", "-a", "--format", "{{.Names}}"]).ok();
     for name in &acknowledged {
         assert!(listed.lines().any(|line| line == name), "{name} was acknowledged and is not in: {listed}");
     }
@@ -82,6 +88,7 @@ fn t41_a_full_pool_refuses_what_is_new_and_lets_go_of_what_is_old() {
     let _ = docker(&["volume", "rm", "-f", "t41"]);
     let _ = docker(&["volume", "create", "t41"]).ok();
     let _ = docker(&["run", "-d", "--name", "t41-writer", "-v", "t41:/data", "busybox", "sleep", "900"]).ok();
+    let _ = docker_with_input(&["load"], &small_image("t41-small")).ok();
     let restarted = restarts();
     let _undo = Undo("zfs set quota=none zone");
     let limit = "zpool sync zone; u=$(zfs get -Hpo value used zone); zfs set quota=$((u + (16 << 20))) zone";
@@ -96,6 +103,7 @@ fn t41_a_full_pool_refuses_what_is_new_and_lets_go_of_what_is_old() {
     let archive = large_image("t41-large");
     let loaded = docker_with_input(&["load"], &archive);
     assert!(loaded.code != 0 && (loaded.out + &loaded.err).contains("pool is full"), "{}", loaded.err);
+    let _ = docker(&["image", "rm", "t41-small"]).ok();
     let made = docker(&["run", "--name", "t41-new", "busybox", "true"]);
     assert!(made.code == 0 || made.err.contains("pool is full"), "{made:?}");
     let _ = docker(&["rm", "-f", "t41-new"]).ok();
@@ -114,6 +122,11 @@ fn t41_a_full_pool_refuses_what_is_new_and_lets_go_of_what_is_old() {
     let _ = docker(&["image", "rm", "t41-large"]).ok();
 }
 
+/// An image of one small file.
+fn small_image(reference: &str) -> Vec<u8> {
+    image::archive(reference, &serde_json::json!({"Cmd": ["/small"]}), &[layer_of("small", b"small")])
+}
+
 /// An image with 16 MiB that cannot be compressed.
 fn large_image(reference: &str) -> Vec<u8> {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
@@ -125,10 +138,15 @@ fn large_image(reference: &str) -> Vec<u8> {
             seed.to_le_bytes()
         })
         .collect();
+    image::archive(reference, &serde_json::json!({"Cmd": ["/noise"]}), &[layer_of("noise", &content)])
+}
+
+/// A layer with one file.
+fn layer_of(name: &str, content: &[u8]) -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
     header.set_size(content.len() as u64);
     header.set_mode(0o644);
-    layer.append_data(&mut header, "noise", content.as_slice()).unwrap();
-    image::archive(reference, &serde_json::json!({"Cmd": ["/noise"]}), &[layer.into_inner().unwrap()])
+    layer.append_data(&mut header, name, content).unwrap();
+    layer.into_inner().unwrap()
 }
