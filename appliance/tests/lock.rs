@@ -32,10 +32,7 @@ struct World {
 }
 
 impl World {
-    fn new() -> Option<Self> {
-        if ["apt-get", "dpkg-deb"].iter().any(|program| appliance::build::host::find(program).is_none()) {
-            return None;
-        }
+    fn new() -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
         for folder in ["packages", "debs", "archive"] {
             fs::create_dir(world.path(folder)).unwrap();
@@ -46,7 +43,7 @@ impl World {
         {
             world.publish(name, version, fields);
         }
-        Some(world)
+        world
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -94,14 +91,14 @@ impl World {
 
 #[test]
 fn a_lock_holds_what_is_installed_with_the_hashes_of_the_index() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let all = world.all();
     assert_eq!(world.resolve(&world.archive("archive/1", &all), &Packages::new()), all);
 }
 
 #[test]
 fn a_version_that_the_archive_moved_on_from_is_taken_newer_and_named() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let locked = world.all();
     fs::remove_file(world.path("debs/part_1%3a1.0-1_all.deb")).unwrap();
     world.publish("part", "1:1.0-2", "");
@@ -111,7 +108,7 @@ fn a_version_that_the_archive_moved_on_from_is_taken_newer_and_named() {
 
 #[test]
 fn a_version_that_only_the_local_cache_has_is_the_locked_one() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let locked = world.all();
     let ours = world.archive("archive/ours", &locked);
     let (name, newer) = world.publish("part", "1:1.0-2", "");
@@ -124,7 +121,7 @@ fn a_version_that_only_the_local_cache_has_is_the_locked_one() {
 
 #[test]
 fn a_strict_build_names_what_moved_before_anything_is_fetched() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut lock = Lock::default();
     lock.set("root", world.all());
     fs::remove_file(world.path("debs/part_1%3a1.0-1_all.deb")).unwrap();

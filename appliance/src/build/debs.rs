@@ -5,15 +5,17 @@
 
 use super::error::{At, Error, Result};
 use super::host;
-use super::key::{hash_file, hex};
+use super::key::hash_file;
 use super::lock::{Package, Packages};
 use super::mirror::SUITE;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use zone::ids::hex;
 
 /// Takes the files of `from`, which a tree was made from, into the cache; says what they are.
 ///
@@ -60,19 +62,13 @@ pub fn offer(locked: &Packages, cache: &Path, dir: &Path, log: &Path) -> Result<
     Ok((have, have == locked.len()))
 }
 
+/// What of a path is escaped in the URL of an archive.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
+
 /// The line for apt's sources that names an archive of [`offer`].
 #[must_use]
 pub fn source(dir: &Path) -> String {
-    let mut url = String::new();
-    for byte in dir.as_os_str().as_encoded_bytes() {
-        match byte {
-            b'/' | b'-' | b'_' | b'.' => url.push(char::from(*byte)),
-            byte if byte.is_ascii_alphanumeric() => url.push(char::from(*byte)),
-            byte => {
-                let _ = write!(url, "%{byte:02x}");
-            }
-        }
-    }
+    let url = percent_encode(dir.as_os_str().as_encoded_bytes(), PATH);
     format!("deb [trusted=yes] copy:{url} ./")
 }
 

@@ -7,6 +7,7 @@ use super::cache::Cache;
 use super::error::Result;
 use super::host;
 use super::lock::{Package, Packages};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -138,17 +139,11 @@ fn package(id: &str, part: &Part) -> Value {
     package
 }
 
-/// As a package URL has it (https://github.com/package-url/purl-spec): all but letters, digits and `.-_~` percent-encoded.
+/// What is escaped in a part of a package URL (<https://github.com/package-url/purl-spec>, "Character encoding").
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'-').remove(b'_').remove(b'~');
+
 fn escape(text: &str) -> String {
-    use std::fmt::Write as _;
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b".-_~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
+    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 #[cfg(test)]

@@ -20,7 +20,6 @@ use super::signals;
 use super::state::{Phase, Plan, StateDir, Zone};
 use super::{lan, qemu, state};
 use crate::build::Tools;
-use crate::build::key::hex;
 use anyhow::{Context, Result, bail};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -33,6 +32,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use zone::ids::hex;
 
 /// What the supervisor tells the `run` that started it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,13 +7,13 @@
 use super::door::Door;
 use super::report::Report;
 use crate::build::Progress;
-use crate::build::key::hex;
 use crate::build::services::Services;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use zone::ids::hex;
 
 /// Where the zone keeps what was laid over its root.
 const STAGE: &str = "/run/kraud-swap";

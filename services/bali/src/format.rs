@@ -74,17 +74,6 @@ pub fn key_id(public_key: &[u8; 32]) -> [u8; 32] {
     Sha256::digest(public_key).into()
 }
 
-/// Bytes as lower-case hexadecimal digits.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let digit = |n: u8| char::from_digit(u32::from(n), 16).unwrap_or('0');
-        text.push(digit(byte >> 4));
-        text.push(digit(byte & 15));
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use crate::config::{CONFIG_MAX_BYTES, CONFIG_PATH, ImageConfig};
 use crate::error::{Error, Result};
-use crate::format::{HEADER_BYTES, Header, hex};
+use crate::format::{HEADER_BYTES, Header};
 use crate::keys::Keyring;
 use crate::source::Source;
 use crate::tree::stays_inside;
@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use tar::EntryType;
+use zone::ids::hex;
 
 /// Entries that an image may have.
 pub const ENTRIES_MAX: u64 = 200_000;

@@ -3,7 +3,7 @@
 //! A trusted key is a file `*.pub` in a folder; its name means nothing, its id is the hash of the key.
 
 use crate::error::{Error, Result};
-use crate::format::{hex, key_id, signed_message};
+use crate::format::{key_id, signed_message};
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey};
 use ed25519_dalek::{Signature, Signer, VerifyingKey};
@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use zone::ids::hex;
 
 const KEY_FILE_MAX_BYTES: u64 = 4096;
 const KEYS_MAX: usize = 256;

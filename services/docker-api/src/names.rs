@@ -17,25 +17,16 @@ const SURNAMES: [&str; 24] = [
     "zuse",
 ];
 
-/// Fills `bytes` from the system's random source.
-///
-/// # Errors
-/// 500 when the system gives none.
-fn random(bytes: &mut [u8]) -> Result<()> {
-    rustls::crypto::ring::default_provider()
-        .secure_random
-        .fill(bytes)
-        .map_err(|_| Failure::internal("the system gives no random numbers"))
-}
-
 /// A new id: 64 hexadecimal digits.
 ///
 /// # Errors
 /// 500 when the system gives no random numbers.
 pub fn new_id() -> Result<String> {
-    let mut bytes = [0u8; 32];
-    random(&mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    zone::ids::random().map_err(|e| no_random(&e))
+}
+
+fn no_random(error: &std::io::Error) -> Failure {
+    Failure::internal(format!("the system gives no random numbers: {error}"))
 }
 
 /// A random container name like `brave_curie`; with a number from the `attempt` that failed before.
@@ -43,8 +34,7 @@ pub fn new_id() -> Result<String> {
 /// # Errors
 /// 500 when the system gives no random numbers.
 pub fn random_container_name(attempt: u32) -> Result<String> {
-    let mut bytes = [0u8; 4];
-    random(&mut bytes)?;
+    let bytes = zone::ids::random_bytes::<4>().map_err(|e| no_random(&e))?;
     let adjective = ADJECTIVES[usize::from(bytes[0]) % ADJECTIVES.len()];
     let surname = SURNAMES[usize::from(bytes[1]) % SURNAMES.len()];
     let number = if attempt == 0 { String::new() } else { u16::from_le_bytes([bytes[2], bytes[3]]).to_string() };

@@ -35,7 +35,7 @@ impl Digest {
     /// The digest of bytes in memory.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self(to_hex(&Sha256::digest(bytes)))
+        Self(zone::ids::hex(&Sha256::digest(bytes)))
     }
 
     /// The hexadecimal digits alone.
@@ -55,14 +55,6 @@ impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sha256:{}", self.0)
     }
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, b| {
-        let _ = write!(out, "{b:02x}");
-        out
-    })
 }
 
 /// Counts and hashes what is written through it.
@@ -85,7 +77,7 @@ impl<W: Write> HashWriter<W> {
 
     /// The digest of what was written, its length, and the writer.
     pub fn finish(self) -> (Digest, u64, W) {
-        (Digest(to_hex(&self.hasher.finalize())), self.count, self.inner)
+        (Digest(zone::ids::hex(&self.hasher.finalize())), self.count, self.inner)
     }
 }
 

@@ -20,7 +20,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Read as _;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,7 +103,7 @@ impl Execs {
         if config.cmd.as_ref().is_none_or(Vec::is_empty) {
             return Err("No exec command specified".into());
         }
-        let id = random_id().map_err(|e| format!("make an id: {e}"))?;
+        let id = zone::ids::random().map_err(|e| format!("make an id: {e}"))?;
         let mut kept = self.lock();
         if kept.order.len() >= MAX_KEPT {
             let old = kept.order.iter().position(|id| kept.by_id.get(id).is_none_or(|e| !e.state().running));
@@ -139,12 +138,6 @@ impl Execs {
             .map(|e| e.id.clone())
             .collect()
     }
-}
-
-fn random_id() -> std::io::Result<String> {
-    let mut bytes = [0u8; 32];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Runs a command in a container without a client, as its user, and waits for its end: its exit code, none when it was killed

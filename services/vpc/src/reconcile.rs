@@ -202,7 +202,7 @@ async fn make_default_network(client: &Client) -> Result<()> {
         Err(error) if error.kind == ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    let id = random_id()?;
+    let id = zone::ids::random().context("cannot make an id")?;
     let spec = NetworkSpec { name: DEFAULT_NETWORK.into(), driver: "bridge".into(), ..NetworkSpec::default() };
     let operations = vec![
         Operation::create::<Network>(&id, &spec, None)?,
@@ -211,13 +211,4 @@ async fn make_default_network(client: &Client) -> Result<()> {
     client.transact(operations).await.context("cannot make the network bridge")?;
     tracing::info!(network = %id, "made the network bridge");
     Ok(())
-}
-
-fn random_id() -> Result<String> {
-    use std::io::Read;
-    let mut bytes = [0; 32];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut bytes))
-        .context("cannot read /dev/urandom")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -1,7 +1,9 @@
 //! Typed ids: an id of one kind of thing cannot be passed for another.
 
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _};
 
 macro_rules! string_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -91,5 +93,46 @@ impl PodId {
     #[must_use]
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)
+    }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Text always takes more.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Bytes that nobody can guess, from the kernel.
+///
+/// # Errors
+/// When /dev/urandom cannot be read.
+pub fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A new id of a container, a network or an exec: 64 lower-case hexadecimal digits that no other has.
+///
+/// # Errors
+/// When /dev/urandom cannot be read.
+pub fn random() -> io::Result<String> {
+    Ok(hex(&random_bytes::<32>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_id_is_64_digits_and_no_other_has_it() {
+        let (one, other) = (random().unwrap(), random().unwrap());
+        assert!(one.len() == 64 && one.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)), "{one}");
+        assert_ne!(one, other);
+        assert_eq!(hex(&[0, 0x0f, 0xa0]), "000fa0");
     }
 }

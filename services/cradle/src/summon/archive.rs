@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path};
+use zone::ids::hex;
 
 /// Bytes of an archive, uncompressed.
 pub const MAX_ARCHIVE: u64 = 64 << 30;
@@ -166,15 +167,6 @@ pub fn unpack(from: impl Read, mut to: impl Write, limit: u64) -> Result<String>
         to.write_all(&buffer[..got]).context("the copy cannot be written")?;
     }
     Ok(hex(&hash.finalize()))
-}
-
-/// Bytes as hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }
 
 /// 64 lower-case hexadecimal digits, as the names of configurations are (`HEX.json`, `blobs/sha256/HEX`).

@@ -16,7 +16,7 @@ mod testing;
 mod tests;
 
 use anyhow::{Context, Result, bail, ensure};
-use archive::{Archive, MAX_ARCHIVE, hex, unpack};
+use archive::{Archive, MAX_ARCHIVE, unpack};
 use args::Options;
 use config::{ImageConfig, Start};
 use mkfs::Mkfs;
@@ -29,6 +29,7 @@ use std::time::SystemTime;
 use zone::ContainerId;
 use zone::bundle::{BUNDLE_FILE, Bundle, Disk, Extent, LogFiles};
 use zone::guest::{GuestContainer, GuestSpec, Upper};
+use zone::ids::hex;
 
 /// Where the monitor's files lie in a directory that has them.
 const PLACES: [&str; 4] = ["", "bin", "cradle", "usr/lib/cradle"];
