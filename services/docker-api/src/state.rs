@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use zone::client::{Client, Event, Operation};
+use zone::client::{Changes, Client, Event, Operation};
 use zone::endpoint::Endpoint;
 use zone::image::Image;
 use zone::network::Network;
@@ -173,38 +173,42 @@ impl World {
         Ok(first.clone())
     }
 
-    /// Applies a change; false when it was known already.
-    fn apply(&mut self, event: &Event) -> Vec<events::Message> {
-        self.revision = self.revision.max(event.revision());
+    /// Applies a transaction's changes, so that no answer is from the midst of one; what clients are told of it.
+    fn apply(&mut self, changes: &Changes) -> Vec<events::Message> {
+        self.revision = self.revision.max(changes.revision);
+        changes.events.iter().flat_map(|event| self.apply_one(event)).collect()
+    }
+
+    fn apply_one(&mut self, event: &Event) -> Vec<events::Message> {
         match event.kind() {
-            Some(Pod::NAME) => {
+            Pod::NAME => {
                 let (old, new) = change(&mut self.pods, event);
                 if let (Some(old), None) = (&old, &new) {
                     self.bury(old.clone());
                 }
                 events::of_pod(self, old.as_deref(), new.as_deref())
             }
-            Some(ContainerName::NAME) => {
+            ContainerName::NAME => {
                 change(&mut self.names, event);
                 Vec::new()
             }
-            Some(Endpoint::NAME) => {
+            Endpoint::NAME => {
                 change(&mut self.endpoints, event);
                 Vec::new()
             }
-            Some(Network::NAME) => {
+            Network::NAME => {
                 let (old, new) = change(&mut self.networks, event);
                 events::of_network(old.as_deref(), new.as_deref())
             }
-            Some(Image::NAME) => {
+            Image::NAME => {
                 let (old, new) = change(&mut self.images, event);
                 events::of_image(old.as_deref(), new.as_deref())
             }
-            Some(Volume::NAME) => {
+            Volume::NAME => {
                 let (old, new) = change(&mut self.volumes, event);
                 events::of_volume(old.as_deref(), new.as_deref())
             }
-            Some(Node::NAME) => {
+            Node::NAME => {
                 change(&mut self.nodes, event);
                 Vec::new()
             }
@@ -398,10 +402,10 @@ impl Store {
         const KINDS: [&str; 7] =
             [Pod::NAME, ContainerName::NAME, Endpoint::NAME, Network::NAME, Image::NAME, Volume::NAME, Node::NAME];
         let mut watch = self.client.watch(&KINDS, from.unwrap_or_default()).await?;
-        while let Some(event) = watch.next().await? {
-            *from = Some(event.revision());
+        while let Some(changes) = watch.next().await? {
+            *from = Some(changes.revision);
             let mut messages = Vec::new();
-            self.world.send_modify(|world| messages = Arc::make_mut(world).apply(&event));
+            self.world.send_modify(|world| messages = Arc::make_mut(world).apply(&changes));
             messages.into_iter().for_each(|m| events.send(m));
         }
         Ok(())

@@ -169,26 +169,25 @@ impl Double {
 
     async fn run(self: Arc<Self>) {
         let mut watch = self.client.watch(&[Pod::NAME, Volume::NAME, Network::NAME], 0).await.unwrap();
-        while let Ok(Some(event)) = watch.next().await {
-            if !matches!(event, Event::Put { .. }) {
-                continue;
-            }
-            if let Some(pod) = event.resource::<Pod>() {
-                let starts = pod.spec.desired == Desired::Running && pod.spec.starts > pod.status.starts;
-                let stops = pod.spec.desired == Desired::Stopped && pod.status.phase == Phase::Running;
-                if starts {
-                    tokio::spawn(self.clone().start(pod));
-                } else if stops {
-                    self.exit(&pod, 143).await;
+        while let Ok(Some(changes)) = watch.next().await {
+            for event in changes.events.iter().filter(|e| matches!(e, Event::Put { .. })) {
+                if let Some(pod) = event.resource::<Pod>() {
+                    let starts = pod.spec.desired == Desired::Running && pod.spec.starts > pod.status.starts;
+                    let stops = pod.spec.desired == Desired::Stopped && pod.status.phase == Phase::Running;
+                    if starts {
+                        tokio::spawn(self.clone().start(pod));
+                    } else if stops {
+                        self.exit(&pod, 143).await;
+                    }
                 }
-            }
-            if let Some(volume) = event.resource::<Volume>().filter(|v| !v.status.ready) {
-                let ready = VolumeStatus { ready: true, ..VolumeStatus::default() };
-                let _ = self.client.update_status(&volume, &ready).await;
-            }
-            if let Some(network) = event.resource::<Network>().filter(|n| !n.status.ready) {
-                let ready = NetworkStatus { ready: true, subnet: "10.2.0.0/16".into(), ..NetworkStatus::default() };
-                let _ = self.client.update_status(&network, &ready).await;
+                if let Some(volume) = event.resource::<Volume>().filter(|v| !v.status.ready) {
+                    let ready = VolumeStatus { ready: true, ..VolumeStatus::default() };
+                    let _ = self.client.update_status(&volume, &ready).await;
+                }
+                if let Some(network) = event.resource::<Network>().filter(|n| !n.status.ready) {
+                    let ready = NetworkStatus { ready: true, subnet: "10.2.0.0/16".into(), ..NetworkStatus::default() };
+                    let _ = self.client.update_status(&network, &ready).await;
+                }
             }
         }
     }

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 use zone::Resource;
+use zone::client::Event;
 use zone::image::Image;
 use zone::marker::{self, Claim};
 
@@ -45,8 +46,8 @@ async fn wait_for_change(context: &Context) -> Duration {
     let watched = tokio::time::timeout(IDLE, async {
         let from = context.zone.list::<Image>().await?.revision;
         let mut watch = context.zone.watch(&["image"], from).await?;
-        while let Some(event) = watch.next().await? {
-            if matches!(event, zone::client::Event::Delete { .. }) {
+        while let Some(changes) = watch.next().await? {
+            if changes.events.iter().any(|e| matches!(e, Event::Delete { .. })) {
                 return Ok(Duration::from_millis(200));
             }
         }

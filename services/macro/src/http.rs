@@ -1,6 +1,6 @@
 //! The HTTP interface; its table stands in `zone::client`.
 
-use crate::engine::MAX_RESOURCE;
+use crate::engine::{Change, MAX_RESOURCE};
 use crate::writer::Writer;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use zone::client::{Event, Transaction, ZoneIdentity};
+use zone::client::{Changes, Transaction, ZoneIdentity};
 use zone::{ApiError, ErrorKind};
 
 /// A watch that has nothing to tell says so this often, so that both sides notice a dead connection.
@@ -98,14 +98,19 @@ async fn tell(writer: Writer, kinds: Vec<String>, from: u64, lines: mpsc::Sender
         };
         let caught_up = changes.len() < CHUNK;
         let mut text = Vec::new();
-        for change in &changes {
-            push_line(&mut text, &change.to_event());
+        for transaction in changes.chunk_by(|a, b| a.revision == b.revision) {
+            seen = transaction[0].revision;
+            push_line(
+                &mut text,
+                &Changes { revision: seen, events: transaction.iter().map(Change::to_event).collect() },
+            );
         }
-        seen = next;
-        if caught_up && bookmark_due {
-            push_line(&mut text, &Event::Bookmark { revision: seen });
+        // Whoever waits for a revision learns of it, though it changed other kinds.
+        if caught_up && (bookmark_due || seen < next) {
+            push_line(&mut text, &Changes { revision: next, events: Vec::new() });
             bookmark_due = false;
         }
+        seen = next;
         if !text.is_empty() && lines.send(Ok(text.into())).await.is_err() {
             return;
         }
@@ -120,8 +125,8 @@ async fn tell(writer: Writer, kinds: Vec<String>, from: u64, lines: mpsc::Sender
     }
 }
 
-fn push_line(text: &mut Vec<u8>, event: &Event) {
-    // Events are maps with string keys: they always serialize.
-    text.extend(serde_json::to_vec(event).unwrap_or_default());
+fn push_line(text: &mut Vec<u8>, changes: &Changes) {
+    // They are maps with string keys: they always serialize.
+    text.extend(serde_json::to_vec(changes).unwrap_or_default());
     text.push(b'\n');
 }

@@ -88,7 +88,7 @@ async fn whenever_it_is_killed_every_acknowledged_write_is_there() {
         // Killed after another number of writes each time.
         let from = client.list::<Network>().await.unwrap().revision;
         let mut watch = client.watch(&["network"], from).await.unwrap();
-        while watch.next().await.unwrap().unwrap().revision() < from + 5 + round * 17 % 61 {}
+        while watch.next().await.unwrap().unwrap().revision < from + 5 + round * 17 % 61 {}
         engine.kill().await.unwrap();
         for writer in writers {
             all.push(writer.await.unwrap());

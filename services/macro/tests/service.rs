@@ -6,8 +6,8 @@ mod engine;
 
 use engine::start;
 use zone::ErrorKind;
-use zone::client::Event;
-use zone::network::{Network, NetworkSpec};
+use zone::client::{Event, Operation};
+use zone::network::{Network, NetworkName, NetworkSpec};
 
 fn spec(name: &str) -> NetworkSpec {
     NetworkSpec { name: name.into(), ..NetworkSpec::default() }
@@ -36,7 +36,7 @@ async fn everything_that_was_acknowledged_survives_a_kill() {
         .collect();
     // Killed in the midst of it: once a part has been written.
     let mut watch = engine.client.watch(&["network"], 0).await.unwrap();
-    while watch.next().await.unwrap().unwrap().revision() < 60 {}
+    while watch.next().await.unwrap().unwrap().revision < 60 {}
     engine.child.kill().await.unwrap();
     let mut acknowledged = Vec::new();
     for writer in writers {
@@ -63,16 +63,30 @@ async fn a_watch_goes_on_after_a_restart_without_a_gap() {
     let mut watch = engine.client.watch(&["network"], 2).await.unwrap();
     let mut told = Vec::new();
     loop {
-        match watch.next().await.unwrap().unwrap() {
-            Event::Put { revision, .. } => told.push((revision, true)),
-            Event::Delete { revision, .. } => told.push((revision, false)),
-            Event::Bookmark { revision } => {
-                assert_eq!(revision, 6);
-                break;
-            }
+        let changes = watch.next().await.unwrap().unwrap();
+        if changes.events.is_empty() {
+            assert_eq!(changes.revision, 6);
+            break;
         }
+        told.extend(changes.events.iter().map(|e| (e.revision(), matches!(e, Event::Put { .. }))));
     }
     assert_eq!(told, [(3, true), (4, true), (5, true), (6, false)]);
+}
+
+#[tokio::test]
+async fn a_watch_tells_a_transaction_whole_and_that_others_were_carried_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = start(folder.path()).await;
+    let mut watch = engine.client.watch(&["network"], 0).await.unwrap();
+    assert!(watch.next().await.unwrap().unwrap().events.is_empty(), "there is no past");
+    let create = |name: &str| Operation::create::<Network>(name, &spec(name), None).unwrap();
+    let name = |n: &str| Operation::create::<NetworkName>(n, &n.to_owned(), None).unwrap();
+    engine.client.transact(vec![create("a"), name("a"), create("b")]).await.unwrap();
+    let both = watch.next().await.unwrap().unwrap();
+    assert_eq!((both.revision, both.events.iter().map(Event::name).collect()), (1, vec!["a", "b"]));
+    engine.client.transact(vec![name("c")]).await.unwrap();
+    let other = watch.next().await.unwrap().unwrap();
+    assert_eq!((other.revision, other.events.len()), (2, 0));
 }
 
 #[tokio::test]

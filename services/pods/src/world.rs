@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use zone::client::{Client, Event};
+use zone::client::{Changes, Client, Event};
 use zone::endpoint::Endpoint;
 use zone::image::Image;
 use zone::pod::{Mount, Pod};
@@ -68,29 +68,29 @@ impl World {
         Some(View { pod, endpoints, volumes, images })
     }
 
-    /// Takes an event in, and names the pods that it concerns.
-    pub fn take(&mut self, event: &Event) -> BTreeSet<PodId> {
-        let mut concerned = BTreeSet::new();
-        let Some(name) = event.name() else { return concerned };
+    /// Takes a transaction's changes in, and names the pods that they concern.
+    pub fn take(&mut self, changes: &Changes) -> BTreeSet<PodId> {
+        changes.events.iter().flat_map(|event| self.take_one(event)).collect()
+    }
+
+    fn take_one(&mut self, event: &Event) -> Vec<PodId> {
+        let name = event.name();
         let changed = match event.kind() {
-            Some(Pod::NAME) => put(&mut self.pods, event, name),
-            Some(Endpoint::NAME) => put(&mut self.endpoints, event, name),
-            Some(Volume::NAME) => put(&mut self.volumes, event, name),
-            Some(Image::NAME) => put(&mut self.images, event, name),
+            Pod::NAME => put(&mut self.pods, event, name),
+            Endpoint::NAME => put(&mut self.endpoints, event, name),
+            Volume::NAME => put(&mut self.volumes, event, name),
+            Image::NAME => put(&mut self.images, event, name),
             _ => false,
         };
         if !changed {
-            return concerned;
+            return Vec::new();
         }
         match event.kind() {
-            Some(Pod::NAME) => concerned.extend([PodId::new(name)]),
-            Some(Endpoint::NAME) => {
-                concerned.extend(self.pods_that(|p| p.spec.endpoints.iter().any(|e| e.as_str() == name)));
-            }
-            Some(Volume::NAME) => concerned.extend(self.pods_that(|p| volumes_of(p).any(|v| v.as_str() == name))),
-            _ => concerned.extend(self.pods_that(|p| images_of(p).any(|i| i.as_str() == name))),
+            Pod::NAME => vec![PodId::new(name)],
+            Endpoint::NAME => self.pods_that(|p| p.spec.endpoints.iter().any(|e| e.as_str() == name)),
+            Volume::NAME => self.pods_that(|p| volumes_of(p).any(|v| v.as_str() == name)),
+            _ => self.pods_that(|p| images_of(p).any(|i| i.as_str() == name)),
         }
-        concerned
     }
 
     fn pods_that(&self, test: impl Fn(&Resource<Pod>) -> bool) -> Vec<PodId> {
@@ -132,7 +132,6 @@ fn put<K: Kind>(kept: &mut Kept<K>, event: &Event, name: &str) -> bool {
             }
         },
         Event::Delete { revision, .. } => held.is_some_and(|held| held <= *revision) && kept.remove(name).is_some(),
-        Event::Bookmark { .. } => false,
     }
 }
 
@@ -182,17 +181,17 @@ async fn follow_from(
         Err(error) => return error,
     };
     loop {
-        let event = match watch.next().await {
-            Ok(Some(event)) => event,
+        let changes = match watch.next().await {
+            Ok(Some(changes)) => changes,
             Ok(None) => return ApiError::new(ErrorKind::Unavailable, "a watch has ended"),
             Err(error) => return error,
         };
-        let concerned = world.take(&event);
+        let concerned = world.take(&changes);
         if complete {
             if !concerned.is_empty() {
                 tell(world, concerned);
             }
-        } else if matches!(event, Event::Bookmark { .. }) {
+        } else if changes.events.is_empty() {
             complete = true;
             known.extend(world.pods());
             tell(world, std::mem::take(known));
@@ -207,12 +206,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn event(kind: &str, name: &str, revision: u64, spec: &serde_json::Value) -> Event {
+    fn event(kind: &str, name: &str, revision: u64, spec: &serde_json::Value) -> Changes {
         let meta = json!({"kind": kind, "name": name, "revision": revision, "generation": 1, "created_ns": 1});
-        Event::Put { revision, object: json!({"meta": meta, "spec": spec}) }
+        let event = Event::Put { revision, object: json!({"meta": meta, "spec": spec}) };
+        Changes { revision, events: vec![event] }
     }
 
-    fn pod(name: &str, revision: u64, volume: &str) -> Event {
+    fn pod(name: &str, revision: u64, volume: &str) -> Changes {
         let mount = json!({"type": "volume", "volume": volume, "target": "/v", "read_only": false});
         let container = json!({"id": name, "name": "c", "image": "sha256:1", "image_ref": "i", "args": [], "env": [], "cwd": "",
             "user": "", "tty": false, "open_stdin": false, "stdin_once": false, "mounts": [mount]});

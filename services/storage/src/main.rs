@@ -126,8 +126,8 @@ async fn watch(zone: Client, changed: Arc<Notify>) {
             let from = zone.list::<zone::volume::Volume>().await?.revision;
             changed.notify_one();
             let mut watch = zone.watch(&["volume", "snapshot"], from).await?;
-            while let Some(event) = watch.next().await? {
-                if event.kind().is_some() {
+            while let Some(changes) = watch.next().await? {
+                if !changes.events.is_empty() {
                     changed.notify_one();
                 }
             }

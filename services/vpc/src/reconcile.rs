@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::timeout;
-use zone::client::{Client, Operation, Watch};
+use zone::client::{Changes, Client, Operation, Watch};
 use zone::network::{DEFAULT_NETWORK, Network, NetworkName, NetworkSpec};
-use zone::{ErrorKind, Kind, Resource};
+use zone::{ApiError, ErrorKind, Kind, Resource};
 
 /// How long to wait before a failed round is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -97,14 +97,14 @@ impl Reconciler {
 
     /// Waits for a change and takes in all that are there; false when the watch has ended.
     async fn wait(&mut self, watch: &mut Watch) -> Result<bool> {
-        let Ok(first) = timeout(PERIOD, watch.next()).await else {
+        let Ok(first) = timeout(PERIOD, changed(watch)).await else {
             self.elements = None;
             self.taps.clear();
             return Ok(true);
         };
         let Some(first) = first? else { return Ok(false) };
         self.resources.apply(&first);
-        while let Ok(next) = timeout(Duration::ZERO, watch.next()).await {
+        while let Ok(next) = timeout(Duration::ZERO, changed(watch)).await {
             let Some(next) = next? else { return Ok(false) };
             self.resources.apply(&next);
         }
@@ -194,6 +194,16 @@ where
         }
     }
     Ok(())
+}
+
+/// The next changes of what is watched; none when the watch has ended.
+async fn changed(watch: &mut Watch) -> Result<Option<Changes>, ApiError> {
+    loop {
+        match watch.next().await? {
+            Some(changes) if changes.events.is_empty() => {}
+            other => return Ok(other),
+        }
+    }
 }
 
 async fn make_default_network(client: &Client) -> Result<()> {

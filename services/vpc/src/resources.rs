@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use zone::Resource;
-use zone::client::{Client, Event};
+use zone::client::{Changes, Client, Event};
 use zone::endpoint::Endpoint;
 use zone::network::Network;
 use zone::pod::Pod;
@@ -38,11 +38,13 @@ impl Resources {
         Ok((all, revision))
     }
 
-    /// Takes in one event.
-    pub fn apply(&mut self, event: &Event) {
-        apply(&mut self.networks, event);
-        apply(&mut self.endpoints, event);
-        apply(&mut self.pods, event);
+    /// Takes in a transaction's changes.
+    pub fn apply(&mut self, changes: &Changes) {
+        for event in &changes.events {
+            apply(&mut self.networks, event);
+            apply(&mut self.endpoints, event);
+            apply(&mut self.pods, event);
+        }
     }
 }
 

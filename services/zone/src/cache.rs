@@ -3,7 +3,7 @@
 //! Invariant: what is in the copy was true at one revision. After the state engine restarts, or has forgotten the
 //! revision, the copy catches up on its own; until then it shows what was.
 
-use crate::client::{Client, Event};
+use crate::client::{Changes, Client, Event};
 use crate::error::ErrorKind;
 use crate::resource::{Kind, Resource};
 use std::collections::BTreeMap;
@@ -75,26 +75,24 @@ impl<K: Kind> Cache<K> {
                 }
                 other => other?,
             };
-            while let Ok(Some(event)) = watch.next().await {
-                seen = event.revision();
-                if self.take(&event) {
+            while let Ok(Some(changes)) = watch.next().await {
+                seen = changes.revision;
+                if self.take(&changes) {
                     self.changed.send_replace(seen);
                 }
             }
         }
     }
 
-    fn take(&self, event: &Event) -> bool {
-        let Some(resource) = event.resource::<K>() else { return false };
+    fn take(&self, changes: &Changes) -> bool {
         let mut items = self.items.write().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            Event::Put { .. } => {
-                items.insert(resource.meta.name.clone(), Arc::new(resource));
-            }
-            _ => {
-                items.remove(&resource.meta.name);
-            }
+        for event in &changes.events {
+            let Some(resource) = event.resource::<K>() else { continue };
+            match event {
+                Event::Put { .. } => items.insert(resource.meta.name.clone(), Arc::new(resource)),
+                Event::Delete { .. } => items.remove(&resource.meta.name),
+            };
         }
-        true
+        !changes.events.is_empty()
     }
 }

@@ -6,7 +6,7 @@
 //! | [`Client::get`] | `GET /v1/KIND/NAME` | the resource |
 //! | [`Client::transact`] | `POST /v1/transaction` with `{"operations":[…]}` | `{"revision":N,"items":[…or null]}`; all or nothing |
 //! | [`Client::zone_id`] | `GET /v1/zone` | `{"id":"32 hex"}`, made once with the database |
-//! | [`Client::watch`] | `GET /v1/watch?kinds=a,b&from=N` | lines of [`Event`], without end |
+//! | [`Client::watch`] | `GET /v1/watch?kinds=a,b&from=N` | lines of [`Changes`], one for a transaction, without end |
 //!
 //! Names are percent-encoded in paths. Every other answer than 2xx is an [`ApiError`] in JSON. A transaction is
 //! durable when it is answered if it creates, deletes or changes a spec; a status may be lost by a power cut, never by
@@ -156,7 +156,19 @@ pub struct List<K: Kind> {
     pub items: Vec<Resource<K>>,
 }
 
-/// A change, as a watch tells it.
+/// What a watch tells at once: all that one transaction has changed of the kinds watched.
+///
+/// Without events it says only that everything up to the revision has been told: first after the past, after transactions
+/// that changed other kinds, and when nothing happens for a while.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Changes {
+    /// The store's revision; a watch goes on from here.
+    pub revision: u64,
+    /// In the transaction's order. Half of them would be a state that never was.
+    pub events: Vec<Event>,
+}
+
+/// A change of one resource.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
@@ -174,49 +186,39 @@ pub enum Event {
         /// The resource.
         object: serde_json::Value,
     },
-    /// Everything up to this revision has been told. Sent first, after the past, and when nothing happens for a while.
-    Bookmark {
-        /// The revision.
-        revision: u64,
-    },
 }
 
 impl Event {
-    /// The revision that a watch goes on from after this event.
+    /// The store's revision of the change.
     #[must_use]
     pub fn revision(&self) -> u64 {
         match self {
-            Self::Put { revision, .. } | Self::Delete { revision, .. } | Self::Bookmark { revision } => *revision,
+            Self::Put { revision, .. } | Self::Delete { revision, .. } => *revision,
+        }
+    }
+
+    fn object(&self) -> &serde_json::Value {
+        match self {
+            Self::Put { object, .. } | Self::Delete { object, .. } => object,
         }
     }
 
     /// The kind of the resource that it is about.
     #[must_use]
-    pub fn kind(&self) -> Option<&str> {
-        match self {
-            Self::Put { object, .. } | Self::Delete { object, .. } => object["meta"]["kind"].as_str(),
-            Self::Bookmark { .. } => None,
-        }
+    pub fn kind(&self) -> &str {
+        self.object()["meta"]["kind"].as_str().unwrap_or_default()
     }
 
     /// The name of the resource that it is about.
     #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        match self {
-            Self::Put { object, .. } | Self::Delete { object, .. } => object["meta"]["name"].as_str(),
-            Self::Bookmark { .. } => None,
-        }
+    pub fn name(&self) -> &str {
+        self.object()["meta"]["name"].as_str().unwrap_or_default()
     }
 
     /// The resource of kind `K` that it is about; none when it is about another kind.
     #[must_use]
     pub fn resource<K: Kind>(&self) -> Option<Resource<K>> {
-        match self {
-            Self::Put { object, .. } | Self::Delete { object, .. } if self.kind() == Some(K::NAME) => {
-                serde_json::from_value(object.clone()).ok()
-            }
-            _ => None,
-        }
+        if self.kind() == K::NAME { serde_json::from_value(self.object().clone()).ok() } else { None }
     }
 }
 
@@ -442,18 +444,18 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next event; none when the state engine has closed the stream (it restarts): watch again from the last
-    /// event's revision.
+    /// The next transaction's changes; none when the state engine has closed the stream (it restarts): watch again from
+    /// the last ones' revision.
     ///
     /// # Errors
     /// `Unavailable` when the stream broke.
-    pub async fn next(&mut self) -> Result<Option<Event>, ApiError> {
+    pub async fn next(&mut self) -> Result<Option<Changes>, ApiError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return serde_json::from_slice(&line)
                     .map(Some)
-                    .map_err(|e| ApiError::new(ErrorKind::Internal, format!("cannot decode an event: {e}")));
+                    .map_err(|e| ApiError::new(ErrorKind::Internal, format!("cannot decode what a watch tells: {e}")));
             }
             match self.body.frame().await {
                 None => return Ok(None),
