@@ -21,6 +21,17 @@ pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo appliance test`"))
 }
 
+/// Whether the tests are run with `--full`; says that this one is skipped, and why it is not for every run, when they are not.
+#[must_use]
+#[allow(clippy::print_stderr, reason = "a test that does not run says so")]
+pub fn full(why: &str) -> bool {
+    let full = variable("KRAUD_FULL") == "1";
+    if !full {
+        eprintln!("skipped: {why}; `cargo appliance test --full` runs it");
+    }
+    full
+}
+
 /// What a command said.
 #[derive(Debug)]
 pub struct Said {
@@ -89,10 +100,16 @@ pub fn inside(argv: &[&str]) -> Said {
     appliance(&[&["exec", "--"], argv].concat())
 }
 
+/// Runs a script as root inside the machine.
+#[must_use]
+pub fn shell(script: &str) -> Said {
+    inside(&["sh", "-c", script])
+}
+
 /// The process ids of all monitors, as paths in /proc.
 #[must_use]
 pub fn monitors() -> Vec<String> {
-    let found = inside(&["sh", "-c", "grep -lx kcradle /proc/[0-9]*/comm"]);
+    let found = shell("grep -lx kcradle /proc/[0-9]*/comm");
     found.out.lines().map(str::to_owned).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Libraries that speak the Docker API, against the zone: docker-py.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::print_stderr)]
 
-use qemu_tests::{Said, busybox, folder};
+use qemu_tests::{Said, busybox, folder, full};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,8 +28,7 @@ fn python(dir: &Path) -> PathBuf {
 
 #[test]
 fn p01_docker_py_does_what_it_does_with_docker_engine() {
-    if std::env::var_os("KRAUD_FULL").is_none_or(|full| full != "1") {
-        eprintln!("skipped: it takes minutes; `cargo appliance test --full` runs it");
+    if !full("it takes minutes") {
         return;
     }
     busybox();

@@ -1,17 +1,14 @@
 //! The zone's API beside Docker Engine's, call by call, in the same boot.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::inside;
+use qemu_tests::{full, inside};
 
 const PROGRAM: &str = "/usr/lib/kraud/compare";
 
 /// The tables are in qemu-tests/compare/tables, what may differ and why in qemu-tests/compare/allowed.json.
-///
-/// Only with `cargo appliance test --full`: every call is made of two engines, which takes minutes.
 #[test]
 fn c01_the_zone_answers_as_docker_engine_does() {
-    if std::env::var("KRAUD_FULL").is_ok_and(|full| full != "1") {
-        eprintln!("skipped: the comparison is for `cargo appliance test --full`");
+    if !full("every call is made of two engines, which takes minutes") {
         return;
     }
     let said = inside(&[PROGRAM]);

@@ -1,7 +1,7 @@
 //! Compose projects, by Debian's docker-compose, against the zone: come up, are used, change, go away.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::print_stderr)]
 
-use qemu_tests::{Said, busybox, docker, folder, http_get, variable, wait_for};
+use qemu_tests::{Said, busybox, docker, folder, full, http_get, variable, wait_for};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -174,9 +174,8 @@ volumes: { data: {} }
 const DOCKERFILE: &str = "FROM busybox\nARG WORD\nRUN echo $WORD > /word\nCMD [\"sh\", \"-c\", \"cat /word; exec httpd -f -p 80 -h /www\"]\n";
 
 #[test]
-fn i07_a_compose_project_is_built_changed_scaled_and_watched() {
-    if std::env::var_os("KRAUD_FULL").is_none_or(|full| full != "1") {
-        eprintln!("skipped: it takes minutes; `cargo appliance test --full` runs it");
+fn i07_a_compose_project_is_built_changed_and_scaled() {
+    if !full("it takes minutes") {
         return;
     }
     busybox();

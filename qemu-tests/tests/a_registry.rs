@@ -2,7 +2,7 @@
 //! loopback; one takes everybody, the other only those who have logged in.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{Said, busybox, docker, inside, variable, wait_for};
+use qemu_tests::{Said, busybox, docker, inside, shell, variable, wait_for};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -19,7 +19,7 @@ struct Registries;
 
 impl Registries {
     fn start() -> Self {
-        let there = inside(&["sh", "-c", "command -v docker-registry"]);
+        let there = shell("command -v docker-registry");
         assert_eq!(there.code, 0, "the development extension has no docker-registry: packages/dev.list");
         let registries = Self;
         stop();
@@ -39,7 +39,7 @@ impl Registries {
         let _ = inside(&["sh", "-c", "echo \"$1\" > /run/test-registry/users", "sh", USERS]).ok();
         for address in [OPEN, LOCKED] {
             wait_for("the registry's start", || {
-                let said = inside(&["sh", "-c", &format!("busybox nc -w 2 {} < /dev/null", address.replace(':', " "))]);
+                let said = shell(&format!("busybox nc -w 2 {} < /dev/null", address.replace(':', " ")));
                 if said.code == 0 { Ok(()) } else { Err(said.err) }
             });
         }

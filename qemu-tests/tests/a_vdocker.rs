@@ -66,7 +66,8 @@ fn v02_a_health_check_goes_through_dockers_states() {
     let _ = docker(&["exec", "well", "touch", "/tmp/well"]).ok();
     wait_until("well", "{{.State.Health.Status}} {{.State.Health.FailingStreak}}", "healthy 0");
     let last = inspect("well", "{{(index .State.Health.Log 0).ExitCode}} {{len .State.Health.Log}}");
-    assert!(last.ends_with(" 5") || last.contains(' '), "{last}");
+    // The oldest of them may still be a failure; five at most are kept.
+    assert!(matches!(last.split_once(' '), Some(("0" | "1", "1" | "2" | "3" | "4" | "5"))), "{last}");
     // The state is asked of the guest, the event comes by way of the state engine: a moment later.
     wait_for("both events", || {
         let events = docker(&["events", "--since", "10m", "--until", "0s", "--filter", "container=well"]).ok();

@@ -4,7 +4,7 @@
 //! repeats a run.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, PATIENCE, busybox, docker, docker_command, docker_with_input, wait_for};
+use qemu_tests::{CleanUp, PATIENCE, busybox, docker, docker_command, docker_with_input, full, wait_for};
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 use std::sync::mpsc::channel;
@@ -43,8 +43,7 @@ impl Numbers {
 
 /// How many runs there are; none without `--full`.
 fn runs() -> Option<usize> {
-    if std::env::var("KRAUD_FULL").as_deref() != Ok("1") {
-        println!("skipped: it takes very long; runs under --full");
+    if !full("it takes very long") {
         return None;
     }
     Some(std::env::var("KRAUD_SOAK").map_or(1000, |runs| runs.parse().unwrap()))

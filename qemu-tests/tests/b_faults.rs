@@ -1,7 +1,7 @@
 //! Any service may be killed at any moment: running pods never notice, and their logs go on.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, busybox, docker, inside, monitors, wait_for};
+use qemu_tests::{CleanUp, busybox, docker, inside, monitors, shell, wait_for};
 
 const SERVICES: [&str; 8] = ["macro", "images", "storage", "vpc", "pods", "node", "web-ui", "docker-api"];
 
@@ -42,7 +42,7 @@ fn a_pod_runs_on_and_its_log_has_no_gap_while_each_service_is_killed_in_turn() {
 fn a_tampered_service_image_does_not_start_and_says_why() {
     let script = "cp /usr/lib/kraud/services/node.tar.gz /tmp/bad.tar.gz && printf x >> /tmp/bad.tar.gz && \
                   /usr/bin/bali run /tmp/bad.tar.gz -- --help";
-    let said = inside(&["sh", "-c", script]);
+    let said = shell(script);
     assert_ne!(said.code, 0);
     assert!(said.err.contains("/tmp/bad.tar.gz"), "{}", said.err);
 }

@@ -1,13 +1,9 @@
 //! Full disks: what is new is refused with a reason, what was acknowledged stays, and freed space is enough to go on.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, busybox, docker, docker_with_input, folder, image, inside, wait_for};
+use qemu_tests::{CleanUp, busybox, docker, docker_with_input, folder, image, inside, shell, wait_for};
 
 const SERVICES: [&str; 8] = ["macro", "images", "storage", "vpc", "pods", "node", "web-ui", "docker-api"];
-
-fn shell(script: &str) -> qemu_tests::Said {
-    inside(&["sh", "-c", script])
-}
 
 /// How often each service has been started again: none may be in a crash loop.
 fn restarts() -> String {

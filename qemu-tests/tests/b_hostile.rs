@@ -1,7 +1,7 @@
 //! A guest that means harm reaches nothing but itself: the jail of every monitor, and a kernel that does what no driver would.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, busybox, docker, folder, inside, monitors, wait_for};
+use qemu_tests::{CleanUp, busybox, docker, folder, inside, monitors, shell, wait_for};
 use std::fs;
 use std::process::Command;
 
@@ -19,13 +19,13 @@ fn a_monitor_has_no_path_no_privilege_and_filters_on_every_thread() {
     let monitor = monitors.last().unwrap().trim_end_matches("/comm");
     let root = inside(&["ls", "-A", &format!("{monitor}/root/")]).ok();
     assert_eq!(root, "", "the monitor's root is not empty");
-    let threads = inside(&["sh", "-c", &format!("cat {monitor}/task/*/status")]).ok();
+    let threads = shell(&format!("cat {monitor}/task/*/status")).ok();
     for (field, expected) in [("Seccomp:", "2"), ("NoNewPrivs:", "1"), ("CapEff:", "0000000000000000")] {
         let values: Vec<_> = threads.lines().filter_map(|line| line.strip_prefix(field)).map(str::trim).collect();
         assert!(values.len() > 2 && values.iter().all(|value| *value == expected), "{field} {values:?}");
     }
     let namespaces = format!("readlink {monitor}/ns/user /proc/1/ns/user {monitor}/ns/mnt /proc/1/ns/mnt");
-    let namespaces = inside(&["sh", "-c", &namespaces]).ok();
+    let namespaces = shell(&namespaces).ok();
     let [user, hosts_user, mounts, hosts_mounts] = namespaces.lines().collect::<Vec<_>>()[..] else {
         panic!("{namespaces}")
     };
@@ -49,7 +49,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         $(find /run/kraud/cradle -name kcradle | head -1) run . --strict 2> said & pid=$!
         while kill -0 $pid 2> /dev/null; do grep VmHWM /proc/$pid/status 2> /dev/null > now && mv now most; sleep 0.1; done
         wait $pid; echo $?; grep -o '[0-9]*' most; wc -l < said; stat -c %s log0 log1; grep -c 'hostile: ends' con; head -3 said";
-    let said = inside(&["sh", "-c", script]).ok();
+    let said = shell(script).ok();
     let _ = inside(&["rm", "-rf", "/run/hostile"]);
     let numbers: Vec<u64> = said.lines().take(6).map(|line| line.parse().unwrap_or(u64::MAX)).collect();
     let [code, most_kib, lines, first_log, second_log, ends] = numbers[..] else { panic!("{said}") };
@@ -92,5 +92,5 @@ fn run(dir: &std::path::Path, program: &str, args: &[&str]) {
 /// Writes a small file inside the machine.
 fn put(dir: &str, name: &str, bytes: &[u8]) {
     let octal: String = bytes.iter().map(|byte| format!("\\{byte:03o}")).collect();
-    let _ = inside(&["sh", "-c", &format!("mkdir -p {dir}; printf '{octal}' > {dir}/{name}")]).ok();
+    let _ = shell(&format!("mkdir -p {dir}; printf '{octal}' > {dir}/{name}")).ok();
 }

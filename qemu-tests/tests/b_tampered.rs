@@ -1,13 +1,9 @@
 //! A service whose image was changed does not start, says why, and takes no other service with it.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, busybox, docker, inside, wait_for};
+use qemu_tests::{CleanUp, busybox, docker, inside, shell, wait_for};
 
 const UNIT: &str = "kraud-web-ui.service";
-
-fn shell(script: &str) -> qemu_tests::Said {
-    inside(&["sh", "-c", script])
-}
 
 /// Lays the image that was there before in its place again, and starts the service.
 struct PutBack;

@@ -2,7 +2,7 @@
 //! template is a whole one or none, whoever is killed when.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, busybox, docker, inside, wait_for};
+use qemu_tests::{CleanUp, busybox, docker, inside, shell, wait_for};
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ const WHO: &str = "cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/ran
     head -c 16 /dev/urandom | od -An -tx1; head -c 16 /dev/random | od -An -tx1; hostname; cat /sys/class/net/eth0/address; date +%s";
 
 fn templates(what: &str) -> String {
-    inside(&["sh", "-c", &format!("ls -d /run/kraud/cradle/*/cradle/templates/{what} 2>/dev/null")]).out
+    shell(&format!("ls -d /run/kraud/cradle/*/cradle/templates/{what} 2>/dev/null")).out
 }
 
 fn wait_for_template(size: &str) {
@@ -26,12 +26,12 @@ fn wait_for_template(size: &str) {
 }
 
 fn journal() -> String {
-    inside(&["sh", "-c", "journalctl -u kraud-pods -u 'kraud-template-*' -o cat | tail -5"]).out
+    shell("journalctl -u kraud-pods -u 'kraud-template-*' -o cat | tail -5").out
 }
 
 /// How many monitors have a template mapped.
 fn users() -> usize {
-    let count = inside(&["sh", "-c", "cat /proc/[0-9]*/maps 2>/dev/null | grep -c 'templates/.*/mem'"]);
+    let count = shell("cat /proc/[0-9]*/maps 2>/dev/null | grep -c 'templates/.*/mem'");
     count.out.trim().parse().unwrap_or(0)
 }
 
@@ -118,8 +118,7 @@ fn e04_a_kill_while_one_is_made_leaves_none_and_another_is_made() {
     let _ = inside(&["systemctl", "kill", "-s", "KILL", "kraud-pods"]).ok();
     assert!(templates(&size.to_string()).is_empty());
     wait_for("the service clears away", || if templates(&draft).is_empty() { Ok(()) } else { Err(journal()) });
-    let makers =
-        inside(&["sh", "-c", &format!("systemctl list-units --plain --no-legend 'kraud-template-{size}-*'")]).out;
+    let makers = shell(&format!("systemctl list-units --plain --no-legend 'kraud-template-{size}-*'")).out;
     assert!(makers.lines().count() <= 1, "{makers}");
     wait_for("pods start again", || {
         let said = odd("again");

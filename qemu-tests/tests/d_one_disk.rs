@@ -2,7 +2,7 @@
 //! `cargo appliance test --full`.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{folder, variable};
+use qemu_tests::{folder, full, variable};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -28,8 +28,7 @@ impl Drop for Zone {
 
 #[test]
 fn the_pool_takes_the_rest_of_the_only_disk_and_is_there_again_after_a_restart() {
-    if variable("KRAUD_FULL") != "1" {
-        println!("skipped: two boots of its own; runs under --full");
+    if !full("two boots of its own") {
         return;
     }
     let zone = Zone(folder("one-disk"));

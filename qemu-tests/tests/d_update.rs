@@ -2,7 +2,7 @@
 //! machine is refused. Only with `cargo appliance test --full`: each restart takes half a minute under emulation.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{appliance, busybox, docker, folder, inside, variable};
+use qemu_tests::{appliance, busybox, docker, folder, full, inside};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -52,13 +52,9 @@ fn settles(running: &str, entry: &str) {
     }
 }
 
-fn skip() -> bool {
-    variable("KRAUD_FULL") != "1"
-}
-
 #[test]
 fn t01_a_good_update_proves_itself_and_the_zone_keeps_what_it_had() {
-    if skip() {
+    if !full("boots of its own") {
         return;
     }
     busybox();
@@ -74,7 +70,7 @@ fn t01_a_good_update_proves_itself_and_the_zone_keeps_what_it_had() {
 
 #[test]
 fn t02_what_is_older_cut_or_changed_is_refused_and_nothing_changes() {
-    if skip() {
+    if !full("boots of its own") {
         return;
     }
     let dir = folder("refused");
@@ -95,7 +91,7 @@ fn t02_what_is_older_cut_or_changed_is_refused_and_nothing_changes() {
 
 #[test]
 fn t03_an_image_whose_kernel_panics_is_undone() {
-    if skip() {
+    if !full("boots of its own") {
         return;
     }
     let url = serve(bundle(&folder("panic"), "0.3.0", Some("panic")));
@@ -105,7 +101,7 @@ fn t03_an_image_whose_kernel_panics_is_undone() {
 
 #[test]
 fn t04_an_image_whose_root_does_not_match_is_undone() {
-    if skip() {
+    if !full("boots of its own") {
         return;
     }
     let url = serve(bundle(&folder("verity"), "0.4.0", Some("verity")));
@@ -115,7 +111,7 @@ fn t04_an_image_whose_root_does_not_match_is_undone() {
 
 #[test]
 fn t05_an_image_that_starts_but_lacks_a_service_is_undone() {
-    if skip() {
+    if !full("boots of its own") {
         return;
     }
     let url = serve(bundle(&folder("service"), "0.5.0", Some("service")));

@@ -1,7 +1,7 @@
 //! Networks and volumes of the booted zone as Docker's users expect them, and the walls around its own services.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use qemu_tests::{CleanUp, busybox, docker, http_get, inside, wait_for};
+use qemu_tests::{CleanUp, busybox, docker, full, http_get, inside, shell, variable, wait_for};
 use serde_json::Value;
 
 fn json(args: &[&str]) -> Value {
@@ -27,7 +27,7 @@ fn exec(name: &str, script: &str) -> qemu_tests::Said {
 
 /// The zone's address on its uplink.
 fn uplink() -> String {
-    let said = inside(&["sh", "-c", "ip -4 -o route get 192.0.2.1 | sed 's/.* src \\([0-9.]*\\).*/\\1/'"]).ok();
+    let said = shell("ip -4 -o route get 192.0.2.1 | sed 's/.* src \\([0-9.]*\\).*/\\1/'").ok();
     said.trim().to_owned()
 }
 
@@ -184,12 +184,12 @@ fn t34_a_volumes_size_is_a_limit_and_what_cannot_be_is_refused_with_the_reason()
 #[test]
 fn t35_pods_that_come_and_go_leave_nothing_behind() {
     busybox();
-    let rounds = if std::env::var("KRAUD_FULL").is_ok_and(|full| full == "1") { 200 } else { 5 };
+    let rounds = if variable("KRAUD_FULL") == "1" { 200 } else { 5 };
     let count = || {
         let script = "ip -o link | grep -c ': t[0-9a-f]*:'; ls /run/kraud/pods | wc -l; ls /zone/pods | wc -l; \
                       systemctl list-units --all --plain --no-legend 'kraud-pod-*' 'kraud-fs-*' | wc -l; \
                       for s in pods vpc docker-api; do ls /proc/$(systemctl show -P MainPID kraud-$s)/fd | wc -l; done";
-        inside(&["sh", "-c", script]).out.lines().map(|l| l.trim().parse().unwrap()).collect::<Vec<i64>>()
+        shell(script).out.lines().map(|l| l.trim().parse().unwrap()).collect::<Vec<i64>>()
     };
     let _ = docker(&["run", "--rm", "-v", "/data", "busybox", "true"]).ok();
     let before = count();
@@ -209,8 +209,7 @@ fn t35_pods_that_come_and_go_leave_nothing_behind() {
 
 #[test]
 fn t36_pods_are_stopped_in_order_at_a_shutdown_and_come_back_by_their_policy() {
-    if std::env::var("KRAUD_FULL").is_ok_and(|full| full != "1") {
-        println!("skipped: a boot of its own; runs under --full");
+    if !full("a boot of its own") {
         return;
     }
     busybox();

@@ -24,9 +24,7 @@ impl Args {
     pub const STAY: Self = Self(&["sh", "-c", "echo hello; sleep 1000"]);
     /// Prints what the kernel has said, after the line.
     pub const DMESG: Self = Self(&["sh", "-c", "echo hello; busybox dmesg"]);
-}
 
-impl Args {
     /// Whether it is the kernel's messages that are wanted, with their times.
     #[must_use]
     pub fn wants_messages(self) -> bool {
