@@ -144,7 +144,9 @@ impl Trees<'_> {
     }
 
     fn bootstrap(&self, name: &str, packages: &str, dir: &Path, log: &Path) -> Result<()> {
-        let mut command = self.host.command("env");
+        // What it mounts goes with it, though it be killed.
+        let mut command = self.host.command("unshare");
+        command.args(["--mount", "--propagation", "slave", "--", "env"]);
         // The kernel's package would make an initrd that nobody boots.
         command.args(["INITRD=No", &format!("SOURCE_DATE_EPOCH={EPOCH}"), "mmdebstrap", "--mode=root"]);
         let lean = matches!(name, "root" | "dev");
