@@ -1,7 +1,7 @@
 //! Streams again and again: random sizes, kills, half closes. No byte is lost or doubled, nothing hangs.
 //!
-//! Only with `cargo appliance test --full`: 1000 runs of each, or as many as `KRAUD_SOAK` says. The seed is printed: `KRAUD_SEED`
-//! repeats a run.
+//! 50 runs of each; 1000 with `cargo appliance test --full`, or as many as `KRAUD_SOAK` says. The seed is printed: `KRAUD_SEED` repeats a
+//! run.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
 
 use qemu_tests::{CleanUp, PATIENCE, busybox, docker, docker_command, docker_with_input, full, wait_for};
@@ -41,12 +41,9 @@ impl Numbers {
     }
 }
 
-/// How many runs there are; none without `--full`.
-fn runs() -> Option<usize> {
-    if !full("it takes very long") {
-        return None;
-    }
-    Some(std::env::var("KRAUD_SOAK").map_or(1000, |runs| runs.parse().unwrap()))
+fn runs() -> usize {
+    let default = if full("950 of 1000 runs") { 1000 } else { 50 };
+    std::env::var("KRAUD_SOAK").map_or(default, |runs| runs.parse().unwrap())
 }
 
 fn container(name: &'static str, args: &[&str]) {
@@ -56,11 +53,10 @@ fn container(name: &'static str, args: &[&str]) {
 
 #[test]
 fn s01_exec_brings_back_every_byte_and_the_exit_code() {
-    let Some(runs) = runs() else { return };
     let _clean = CleanUp::containers(&["soak-exec"]);
     container("soak-exec", &["busybox", "sleep", "36000"]);
     let mut numbers = Numbers::new("exec");
-    for run in 0..runs {
+    for run in 0..runs() {
         let size = numbers.size();
         if run % 5 == 4 {
             // Killed at its end: what it wrote is there all the same.
@@ -85,11 +81,10 @@ fn s01_exec_brings_back_every_byte_and_the_exit_code() {
 
 #[test]
 fn s02_attach_gives_and_takes_every_byte_though_clients_are_killed() {
-    let Some(runs) = runs() else { return };
     let _clean = CleanUp::containers(&["soak-attach"]);
     container("soak-attach", &["-i", "busybox", "cat"]);
     let mut numbers = Numbers::new("attach");
-    for run in 0..runs {
+    for run in 0..runs() {
         let size = numbers.size();
         let mut client =
             docker_command(&["attach", "--sig-proxy=false", "soak-attach"]).stdin(Stdio::piped()).spawn().unwrap();
@@ -116,12 +111,11 @@ fn s02_attach_gives_and_takes_every_byte_though_clients_are_killed() {
 
 #[test]
 fn s03_logs_have_every_line_once() {
-    let Some(runs) = runs() else { return };
     let _clean = CleanUp::containers(&["soak-logs"]);
     container("soak-logs", &["busybox", "sleep", "36000"]);
     let mut numbers = Numbers::new("logs");
     let mut next = 1;
-    for run in 0..runs {
+    for run in 0..runs() {
         let last = next + numbers.below(3000);
         let script = format!("seq {next} {last} > /proc/1/fd/1");
         let _ = docker(&["exec", "soak-logs", "sh", "-c", &script]).ok();
@@ -143,11 +137,10 @@ fn s03_logs_have_every_line_once() {
 
 #[test]
 fn s04_copies_are_whole_in_both_directions() {
-    let Some(runs) = runs() else { return };
     let _clean = CleanUp::containers(&["soak-cp"]);
     container("soak-cp", &["busybox", "sleep", "36000"]);
     let mut numbers = Numbers::new("cp");
-    for run in 0..runs {
+    for run in 0..runs() {
         let size = numbers.size() * 3;
         let bytes = numbers.bytes(size);
         let name = format!("file{}", numbers.below(5));

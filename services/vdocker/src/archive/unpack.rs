@@ -169,10 +169,16 @@ impl Unpacker<'_> {
 
     fn attributes(&self, entry: &mut Entry<'_, impl Read>, at: BorrowedFd<'_>, name: &OsStr) -> io::Result<Timestamps> {
         let header = entry.header();
-        let id = |number: u64| u32::try_from(number).map_err(|_| io::Error::from(Errno::INVAL));
-        let (uid, gid) =
-            self.options.owner.map_or_else(|| Ok::<_, io::Error>((id(header.uid()?)?, id(header.gid()?)?)), Ok)?;
-        let mtime = Timespec { tv_sec: i64::try_from(header.mtime()?).unwrap_or(0), tv_nsec: 0 };
+        let old = header.as_old();
+        let id = |field: &[u8], number: io::Result<u64>| {
+            u32::try_from(if is_empty(field) { 0 } else { number? }).map_err(|_| io::Error::from(Errno::INVAL))
+        };
+        let (uid, gid) = match self.options.owner {
+            Some(owner) => owner,
+            None => (id(&old.uid, header.uid())?, id(&old.gid, header.gid())?),
+        };
+        let seconds = if is_empty(&old.mtime) { 0 } else { header.mtime()? };
+        let mtime = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: 0 };
         let times = Timestamps { last_access: mtime, last_modification: mtime };
         let (kind, mode) = (header.entry_type(), header.mode()? & 0o7777);
         if kind == EntryType::Link {
@@ -229,6 +235,11 @@ fn remove(at: BorrowedFd<'_>, name: &OsStr, is_dir: bool, depth: u32) -> io::Res
         }
     }
     Ok(unlinkat(at, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Whether a number was left out, which stands for zero, as with Docker Engine.
+fn is_empty(field: &[u8]) -> bool {
+    field.iter().all(|byte| matches!(byte, 0 | b' '))
 }
 
 #[cfg(test)]
@@ -308,6 +319,19 @@ mod tests {
         assert_eq!(error.to_string(), "cannot overwrite directory \"/to/thing\" with non-directory \"/to/thing\"");
         unpack(&root, Path::new("/to"), &Options::default(), bytes.as_slice()).unwrap();
         assert!(dir.join("to/thing").is_file());
+    }
+
+    #[test]
+    fn a_number_that_was_left_out_is_zero() {
+        let (dir, root) = folder("empty");
+        let mut bytes = archive(&[("file", EntryType::Regular, "x")]);
+        bytes[136..148].fill(0);
+        let mut header = tar::Header::from_byte_slice(&bytes[..512]).clone();
+        header.set_cksum();
+        bytes[..512].copy_from_slice(header.as_bytes());
+        unpack(&root, Path::new("/to"), &Options::default(), bytes.as_slice()).unwrap();
+        let modified = std::fs::metadata(dir.join("to/file")).unwrap().modified().unwrap();
+        assert_eq!(modified, std::time::SystemTime::UNIX_EPOCH);
     }
 
     #[test]
