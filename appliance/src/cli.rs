@@ -245,6 +245,9 @@ pub struct Bench {
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
+    /// For the benchmark itself, such as `-- --runs 5 --cp-mib 64`; `-- --help` tells all
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
 }
 
 /// `cache`.

@@ -46,7 +46,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Status => Ok(if control::status(&dir()?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Command::Stop => done(control::stop(&dir()?)),
         Command::Kill => done(control::kill(&dir()?)),
-        Command::Bench(options) => done(bench::run(&door(&dir()?)?, options.name.as_deref(), options.json)),
+        Command::Bench(cli::Bench { name, json, arguments }) => {
+            done(bench::run(&door(&dir()?)?, name.as_deref(), &arguments, json))
+        }
         Command::Lock(source) => done(refresh_lock(&source)),
         Command::Cache(cli::Cache::Gc { days }) => done(collect_cache(days)),
         Command::Size(source) => done(size(&source)),

@@ -27,10 +27,11 @@ struct Row {
 ///
 /// # Errors
 /// When the image has no benchmark, or one fails.
-pub fn run(door: &Door, name: Option<&str>, json: bool) -> Result<()> {
+pub fn run(door: &Door, name: Option<&str>, arguments: &[String], json: bool) -> Result<()> {
     let mut argv = vec![PROGRAM];
     argv.extend(name);
     argv.push("--json");
+    argv.extend(arguments.iter().map(String::as_str));
     if !json {
         print(&row("benchmark", "metric", "ours", "peer", "", "ratio"));
     }

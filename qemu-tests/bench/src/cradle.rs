@@ -6,8 +6,9 @@
 use crate::guest::{Guest, MEMORY_MIB, VCPUS};
 use crate::ours::Ours;
 use crate::peer::Peer;
-use crate::run::{Args, Monitor, Run, Seen, alone, at_once};
+use crate::run::{Args, Monitor, PID1, Run, Seen, alone, at_once, message_ms};
 use crate::samples::{self, About};
+use crate::sizes::Sizes;
 use crate::trace::{Start, Trace};
 use anyhow::{Context as _, Result};
 
@@ -39,7 +40,9 @@ struct Bench<'a> {
 ///
 /// # Errors
 /// When either cannot run.
-pub fn run(runs: u32) -> Result<()> {
+pub fn run(sizes: &Sizes, only: &[String]) -> Result<()> {
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
+    let runs = sizes.runs;
     let guest = Guest::make()?;
     let ours = Ours::with_template(&guest).context("kcradle template")?;
     let booted = Ours { guest: &guest, template: None };
@@ -54,10 +57,18 @@ pub fn run(runs: u32) -> Result<()> {
         memory_mib: MEMORY_MIB,
     };
     let bench = Bench { monitors: [&ours, &booted, &peer], about };
-    bench.times(runs)?;
-    bench.traced(TRACED.min(runs))?;
-    bench.memory()?;
-    bench.crowds(runs)
+    let parts: [(&str, &dyn Fn() -> Result<()>); 4] = [
+        ("times", &|| bench.times(runs)),
+        ("traced", &|| bench.traced(TRACED.min(runs))),
+        ("memory", &|| bench.memory()),
+        ("crowds", &|| bench.crowds(runs)),
+    ];
+    for (name, part) in parts {
+        if wanted(name) {
+            part().with_context(|| name.to_owned())?;
+        }
+    }
+    Ok(())
 }
 
 impl Bench<'_> {
@@ -119,7 +130,7 @@ impl Bench<'_> {
                 three.push([0, 1, 2].map(|index| starts.get(index).map_or(f64::NAN, value)));
             }
             let [_, booted, peer] = self.monitors;
-            let pid1 = |monitor| -> Result<f64> { kernel_to_pid1(&alone(monitor, Args::DMESG)?.end()?.0.output) };
+            let pid1 = |monitor| -> Result<f64> { message_ms(&alone(monitor, Args::DMESG)?.end()?.0.output, PID1) };
             let (booted, peer) =
                 (pid1(booted).context("our guest's messages")?, pid1(peer).context("QEMU's guest's messages")?);
             kernel.push([booted, booted, peer]);
@@ -208,24 +219,4 @@ fn available_mib() -> Result<u64> {
         text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("read how much memory is there")?;
     let kib: u64 = line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0);
     Ok(kib >> 10)
-}
-
-/// When the kernel has started its first process, by its own clock: `[    0.437123] Run /init as init process`.
-fn kernel_to_pid1(messages: &[u8]) -> Result<f64> {
-    let text = String::from_utf8_lossy(messages);
-    let line = text.lines().find(|line| line.contains("Run /init as init process"));
-    let seconds = line.and_then(|line| line.split(['[', ']']).nth(1)?.trim().parse::<f64>().ok());
-    Ok(seconds.with_context(|| format!("no start of /init in {} bytes", messages.len()))? * 1000.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::kernel_to_pid1;
-
-    #[test]
-    fn the_kernels_words_tell_when_it_was_ready() {
-        let said = b"hello\n[    0.401000] x\n[    0.437500] Run /init as init process\n";
-        assert!((kernel_to_pid1(said).unwrap() - 437.5).abs() < 1e-6);
-        assert!(kernel_to_pid1(b"hello\n").is_err());
-    }
 }

@@ -46,9 +46,11 @@ impl Phases {
         let all = Arc::clone(&seen);
         std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
-                if let Ok(event) = serde_json::from_str(&line) {
-                    all.lock().unwrap_or_else(PoisonError::into_inner).push((now_ns(), event));
-                }
+                // A line is a transaction.
+                let Ok(Value::Object(mut changes)) = serde_json::from_str(&line) else { continue };
+                let Some(Value::Array(events)) = changes.remove("events") else { continue };
+                let now = now_ns();
+                all.lock().unwrap_or_else(PoisonError::into_inner).extend(events.into_iter().map(|event| (now, event)));
             }
         });
         Ok(Self { seen })

@@ -13,6 +13,11 @@ use zone::log::{Data, LogReader, Record};
 /// A run that takes longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What the kernel says when it starts its first process.
+pub const PID1: &str = "Run /init as init process";
+/// What [`Args::DMESG`] says at first.
+pub const APPLICATION: &str = "bench: application";
+
 /// What the container runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Args(pub &'static [&'static str]);
@@ -22,8 +27,8 @@ impl Args {
     pub const ECHO: Self = Self(&["echo", "hello"]);
     /// Prints the line and stays.
     pub const STAY: Self = Self(&["sh", "-c", "echo hello; sleep 1000"]);
-    /// Prints what the kernel has said, after the line.
-    pub const DMESG: Self = Self(&["sh", "-c", "echo hello; busybox dmesg"]);
+    /// Tells the kernel that it runs, and prints what the kernel has said, after the line.
+    pub const DMESG: Self = Self(&["sh", "-c", "echo bench: application > /dev/kmsg; echo hello; busybox dmesg"]);
 
     /// Whether it is the kernel's messages that are wanted, with their times.
     #[must_use]
@@ -142,6 +147,17 @@ impl Drop for Run {
     }
 }
 
+/// When the kernel has said this, by its own clock: `[    0.437123] Run /init as init process`; milliseconds.
+///
+/// # Errors
+/// When it has not.
+pub fn message_ms(messages: &[u8], what: &str) -> Result<f64> {
+    let text = String::from_utf8_lossy(messages);
+    let line = text.lines().find(|line| line.contains(what));
+    let seconds = line.and_then(|line| line.split(['[', ']']).nth(1)?.trim().parse::<f64>().ok());
+    Ok(seconds.with_context(|| format!("no '{what}' in {} bytes of the kernel's messages", messages.len()))? * 1000.0)
+}
+
 /// One guest alone.
 ///
 /// # Errors
@@ -173,4 +189,16 @@ pub fn at_once(monitor: &dyn Monitor, args: Args, count: u32) -> Result<Vec<Run>
             })
             .collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PID1, message_ms};
+
+    #[test]
+    fn the_kernels_words_tell_when_it_was_ready() {
+        let said = b"hello\n[    0.401000] x\n[    0.437500] Run /init as init process\n";
+        assert!((message_ms(said, PID1).unwrap() - 437.5).abs() < 1e-6);
+        assert!(message_ms(b"hello\n", PID1).is_err());
+    }
 }

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
 
 const FOLDER: &str = "/sys/kernel/tracing";
-const EVENTS: [&str; 3] = ["raw_syscalls/sys_enter", "raw_syscalls/sys_exit", "sched/sched_process_exec"];
+const EXEC: &str = "sched/sched_process_exec";
+const EVENTS: [&str; 3] = ["raw_syscalls/sys_enter", "raw_syscalls/sys_exit", EXEC];
 /// System call numbers (x86-64): those that bring a file's bytes.
 const READS: [u64; 5] = [0, 17, 19, 295, 327];
 const IOCTL: u64 = 16;
@@ -65,6 +66,47 @@ impl Trace {
         set("set_event_pid", "")?;
         parse(&text, program)
     }
+}
+
+/// The kernel traces which programs are started, by anyone.
+#[derive(Debug)]
+pub struct Execs;
+
+impl Execs {
+    /// Begins.
+    ///
+    /// # Errors
+    /// When the kernel cannot trace.
+    pub fn begin() -> Result<Self> {
+        let _ = std::process::Command::new("mount").args(["-t", "tracefs", "tracefs", FOLDER]).status();
+        set("tracing_on", "0")?;
+        set("trace_clock", "mono")?;
+        set("set_event_pid", "")?;
+        set(&format!("events/{EXEC}/enable"), "1")?;
+        set("trace", "")?;
+        set("tracing_on", "1")?;
+        Ok(Self)
+    }
+
+    /// Ends; when, in milliseconds, and what.
+    ///
+    /// # Errors
+    /// When the trace cannot be read.
+    pub fn end(self) -> Result<Vec<(f64, String)>> {
+        set("tracing_on", "0")?;
+        let text = std::fs::read_to_string(Path::new(FOLDER).join("trace")).context("read the trace")?;
+        set(&format!("events/{EXEC}/enable"), "0")?;
+        Ok(execs(&text))
+    }
+}
+
+fn execs(text: &str) -> Vec<(f64, String)> {
+    let lines = text.lines().filter(|line| !line.starts_with('#')).filter_map(split);
+    let file = |rest: &str| Some(rest.split_whitespace().next()?.strip_prefix("filename=")?.to_owned());
+    lines
+        .filter(|(_, event, _)| *event == "sched_process_exec")
+        .filter_map(|(at, _, rest)| Some((at, file(rest)?)))
+        .collect()
 }
 
 fn set(file: &str, value: &str) -> Result<()> {
@@ -141,5 +183,6 @@ mod tests {
         assert!((start.create_vm_ms - 1.0).abs() < 1e-6 && (start.first_run_ms - 3.0).abs() < 1e-6, "{start:?}");
         assert_eq!((start.syscalls, start.bytes, start.runs), (2, 4096, 2));
         assert!(parse(TEXT, "qemu").is_err());
+        assert_eq!(execs(TEXT), [(10_001.0, "/run/x/kcradle".to_owned())]);
     }
 }

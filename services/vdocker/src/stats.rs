@@ -18,6 +18,13 @@ pub fn sample(container: &Container) -> Value {
     })
 }
 
+/// Resident memory of the agent itself.
+pub fn own_rss_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    rss.and_then(|kib| kib.trim().parse().ok()).unwrap_or(0)
+}
+
 fn pids(cgroup: &Cgroup) -> Value {
     let current = cgroup.number("pids.current").unwrap_or(cgroup.processes().len() as u64);
     // Docker shows no limit as the largest number.

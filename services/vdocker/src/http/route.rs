@@ -56,7 +56,7 @@ fn state(agent: &Agent) -> Response {
         let one = json!({"pid": state.pid, "running": state.running, "paused": state.paused, "exit_code": state.exit_code, "execs": agent.execs.running(id)});
         all.insert(id.clone(), one);
     }
-    Response::json(200, &json!({ "containers": all }))
+    Response::json(200, &json!({"containers": all, "agent": {"rss_kib": stats::own_rss_kib()}}))
 }
 
 /// The host asks for the next connection to the Docker socket in a container.
