@@ -10,7 +10,9 @@ use crate::run::{Args, Monitor, PID1, Run, Seen, alone, at_once, message_ms};
 use crate::samples::{self, About};
 use crate::sizes::Sizes;
 use crate::trace::{Start, Trace};
+use crate::traffic;
 use anyhow::{Context as _, Result};
+use std::path::Path;
 
 /// Runs that are traced: their counts hardly differ.
 const TRACED: u32 = 8;
@@ -57,11 +59,13 @@ pub fn run(sizes: &Sizes, only: &[String]) -> Result<()> {
         memory_mib: MEMORY_MIB,
     };
     let bench = Bench { monitors: [&ours, &booted, &peer], about };
-    let parts: [(&str, &dyn Fn() -> Result<()>); 4] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 6] = [
         ("times", &|| bench.times(runs)),
         ("traced", &|| bench.traced(TRACED.min(runs))),
         ("memory", &|| bench.memory()),
         ("crowds", &|| bench.crowds(runs)),
+        ("traffic", &|| traffic::run(sizes, about)),
+        ("size", &|| bench.size()),
     ];
     for (name, part) in parts {
         if wanted(name) {
@@ -150,6 +154,24 @@ impl Bench<'_> {
         // A guest that goes on from a template has its PID 1 already.
         let [_, booted, peer] = &kernel.0;
         samples::print(self.about("kernel_to_pid1_ms_p50", "ms"), booted, peer)
+    }
+
+    /// The programs' files, and the archive that the guest starts from.
+    fn size(&self) -> Result<()> {
+        let kib = |path: &Path| -> Result<f64> {
+            Ok(path.metadata().with_context(|| format!("look at {}", path.display()))?.len() as f64 / 1024.0)
+        };
+        let of_peer = Path::new("/usr/bin/qemu-system-x86_64");
+        let about = About {
+            payload: "the program's file; the peer's without its libraries",
+            ..self.about("binary_kib", "KiB")
+        };
+        samples::print(about, &[kib(&Guest::artefact("kcradle")?)?], &[kib(of_peer)?])?;
+        let about = About {
+            payload: "the guest's initramfs: the agent and nothing else",
+            ..self.about("initramfs_kib", "KiB")
+        };
+        samples::print_alone(about, &[kib(&Guest::artefact("initramfs.cpio")?)?])
     }
 
     /// The monitors' own memory, one alone and eight running.

@@ -8,6 +8,7 @@ mod cradle;
 mod docker;
 mod engine;
 mod guest;
+mod in_guest;
 mod initramfs;
 mod memory;
 mod ours;
@@ -18,6 +19,7 @@ mod run;
 mod samples;
 mod sizes;
 mod trace;
+mod traffic;
 mod vdocker;
 mod vsock;
 
@@ -45,6 +47,10 @@ type Bench = fn(&Sizes, &[String]) -> Result<()>;
 const BENCHES: [(&str, Bench); 3] = [("cradle", cradle::run), ("docker", docker::run), ("vdocker", vdocker::run)];
 
 fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((in_guest::WORD, words)) = words.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        return in_guest::run(words);
+    }
     let arguments = Arguments::parse();
     let wanted = |name: &str| arguments.name.as_deref().is_none_or(|n| n == name);
     let chosen: Vec<_> = BENCHES.iter().filter(|(name, _)| wanted(name)).collect();

@@ -1,15 +1,16 @@
 //! Our monitor: `kcradle run` of a bundle, with a template that was made before or without. Its log file is watched by inotify.
 
-use crate::guest::{Guest, MEMORY_MIB, VCPUS};
-use crate::run::{Args, Monitor, PATIENCE, Run, Seen};
+use crate::guest::{GUEST, Guest, MEMORY_MIB, VCPUS};
+use crate::run::{Args, Channel, Monitor, PATIENCE, Run, Seen};
 use anyhow::{Context as _, Result, bail, ensure};
 use inotify::{Inotify, WatchMask};
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::time::Instant;
-use zone::bundle::{BUNDLE_FILE, Bundle, Disk, Extent, LogFiles};
+use zone::bundle::{BUNDLE_FILE, Bundle, Disk, Extent, LogFiles, Net};
 use zone::log::LogReader;
 
 /// Our monitor.
@@ -42,8 +43,11 @@ impl<'a> Ours<'a> {
         for log in ["log.0", "log.1"] {
             std::fs::write(folder.join(log), "").context("make a log file")?;
         }
-        std::fs::write(folder.join("spec.json"), Guest::spec(args)?).context("write the spec")?;
-        let image = Extent { path: self.guest.disk.clone(), offset: 0, len: 0 };
+        std::fs::write(folder.join("spec.json"), self.guest.spec(args)?).context("write the spec")?;
+        let extent = |path: PathBuf| Extent { path, offset: 0, len: 0 };
+        let (image, data) = (extent(self.guest.disk.clone()), self.guest.data.clone().map(extent));
+        let disk = |extent| Disk { extents: vec![extent], read_only: true, ..Disk::default() };
+        let net = |tap: &str| Net { tap: tap.into(), mac: GUEST.1.into(), ..Net::default() };
         let bundle = Bundle {
             kvm: None,
             vcpus: VCPUS,
@@ -52,8 +56,8 @@ impl<'a> Ours<'a> {
             initramfs: Guest::artefact("initramfs.cpio")?,
             guest_spec: folder.join("spec.json"),
             cmdline: args.cmdline().into(),
-            disks: vec![Disk { extents: vec![image], read_only: true, ..Disk::default() }],
-            nets: Vec::new(),
+            disks: [image].into_iter().chain(data).map(disk).collect(),
+            nets: self.guest.tap.map(net).into_iter().collect(),
             shares: Vec::new(),
             agent: folder.join("agent.sock"),
             log: Some(LogFiles { files: [folder.join("log.0"), folder.join("log.1")], max_bytes: 1 << 20 }),
@@ -70,6 +74,11 @@ impl<'a> Ours<'a> {
 impl Monitor for Ours<'_> {
     fn program(&self) -> &'static str {
         "kcradle"
+    }
+
+    fn agent(&self, number: u32) -> Result<Box<dyn Channel>> {
+        let socket = self.guest.folder.join(format!("ours-{number}")).join("agent.sock");
+        Ok(Box::new(UnixStream::connect(socket).context("connect to the agent")?))
     }
 
     fn start(&self, args: Args, number: u32, together: &Barrier) -> Result<Run> {

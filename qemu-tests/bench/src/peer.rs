@@ -1,9 +1,9 @@
 //! The peer: QEMU's microvm machine without ACPI and with every option off. The guest's agent sends its log through vhost-vsock.
 
-use crate::guest::{Guest, MEMORY_MIB};
+use crate::guest::{GUEST, Guest, MEMORY_MIB};
 use crate::initramfs;
-use crate::run::{Args, Monitor, PATIENCE, Run, Seen};
-use crate::vsock::Listener;
+use crate::run::{Args, Channel, Monitor, PATIENCE, Run, Seen};
+use crate::vsock::{Listener, connect};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::Instant;
-use zone::bundle::{LOG_PORT, READY_PORT};
+use zone::bundle::{AGENT_PORT, LOG_PORT, READY_PORT};
 use zone::log::Record;
 
 /// The context id of the first guest; the others follow.
@@ -30,6 +30,8 @@ pub struct Peer<'a> {
     waiting: Waiting,
     /// What it is, with its version.
     pub version: String,
+    /// The kernel carries its network packets.
+    pub vhost_net: bool,
 }
 
 impl<'a> Peer<'a> {
@@ -62,14 +64,15 @@ impl<'a> Peer<'a> {
                 }
             }
         });
-        Ok(Self { guest, waiting, version: format!("QEMU {number} microvm") })
+        let vhost_net = Command::new("modprobe").arg("vhost_net").status().is_ok_and(|status| status.success());
+        Ok(Self { guest, waiting, version: format!("QEMU {number} microvm"), vhost_net })
     }
 
     fn initrd(&self, args: Args, number: u32) -> Result<PathBuf> {
         let agent = std::fs::read(Guest::artefact("initramfs.cpio")?).context("read the initramfs")?;
         let initrd = self.guest.folder.join(format!("peer-{number}.cpio"));
         let name = zone::guest::SPEC_FILE.trim_start_matches('/');
-        let content = initramfs::with_file(&agent, name, &Guest::spec(args)?);
+        let content = initramfs::with_file(&agent, name, &self.guest.spec(args)?);
         std::fs::write(&initrd, content).context("write the initramfs")?;
         Ok(initrd)
     }
@@ -83,6 +86,15 @@ impl<'a> Peer<'a> {
         command.arg("-append").arg(format!("{CMDLINE} {}", args.cmdline()).trim_end());
         let drive = format!("id=image,if=none,format=raw,readonly=on,file={}", self.guest.disk.display());
         command.arg("-drive").arg(drive).args(["-device", "virtio-blk-device,drive=image"]);
+        if let Some(data) = &self.guest.data {
+            let drive = format!("id=data,if=none,format=raw,readonly=on,aio=io_uring,file={}", data.display());
+            command.arg("-drive").arg(drive).args(["-device", "virtio-blk-device,drive=data"]);
+        }
+        if let Some(tap) = self.guest.tap {
+            let vhost = if self.vhost_net { "on" } else { "off" };
+            command.arg("-netdev").arg(format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost={vhost}"));
+            command.arg("-device").arg(format!("virtio-net-device,netdev=net,mac={}", GUEST.1));
+        }
         command.arg("-device").arg(format!("vhost-vsock-device,guest-cid={cid}"));
         command.args(["-device", "virtio-rng-device"]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -93,6 +105,17 @@ impl<'a> Peer<'a> {
 impl Monitor for Peer<'_> {
     fn program(&self) -> &'static str {
         "qemu-system-x86_64"
+    }
+
+    fn agent(&self, number: u32) -> Result<Box<dyn Channel>> {
+        let begun = Instant::now();
+        loop {
+            // The agent listens a moment after the line.
+            match connect(FIRST_CID + number, AGENT_PORT) {
+                Err(_) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
+                other => return Ok(Box::new(other?)),
+            }
+        }
     }
 
     fn start(&self, args: Args, number: u32, together: &Barrier) -> Result<Run> {

@@ -4,7 +4,7 @@ use crate::guest::is_line;
 use crate::memory;
 use crate::{guest::MEMORY_MIB, peer};
 use anyhow::{Context as _, Result, ensure};
-use std::io::{BufReader, Read as _};
+use std::io::{BufReader, Read, Write};
 use std::process::Child;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -43,6 +43,11 @@ impl Args {
     }
 }
 
+/// A connection to a guest's agent.
+pub trait Channel: Read + Write {}
+
+impl<T: Read + Write> Channel for T {}
+
 /// One of the two monitors.
 pub trait Monitor: Sync {
     /// The program's file name.
@@ -53,6 +58,12 @@ pub trait Monitor: Sync {
     /// # Errors
     /// When it cannot start, or no line comes.
     fn start(&self, args: Args, number: u32, together: &Barrier) -> Result<Run>;
+
+    /// Connects to the agent of the guest of that number.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    fn agent(&self, number: u32) -> Result<Box<dyn Channel>>;
 }
 
 /// What has been seen of a guest, milliseconds since exec.
