@@ -101,7 +101,7 @@ impl Bench {
             }
             let took = first.context("the log is empty")?.elapsed();
             // Lengths of frames may look like line ends.
-            ensure!(seen >= u64::from(lines), "{seen} lines of {lines}");
+            ensure!(seen >= u64::from(lines), "{}: {seen} lines of {lines}", engine.socket.display());
             engine.clean()?;
             Ok(f64::from(lines) / took.as_secs_f64())
         })?;
