@@ -35,6 +35,8 @@ pub enum Command {
     Logs(Logs),
     /// Give the running zone the services as they are in the sources now, without a new image
     Swap(Swap),
+    /// Write a docker client's certificates into a folder, or take them back
+    Client(Client),
     /// Show what runs and where it answers
     Status,
     /// Shut the running zone down
@@ -67,6 +69,25 @@ pub struct Source {
     /// An archive of Debian as it was, for what the mirror no longer has; a second one for the security archive
     #[arg(long, value_name = "URL")]
     pub snapshot: Vec<String>,
+}
+
+/// `client`.
+#[derive(Args, Clone, Debug)]
+pub struct Client {
+    /// Whose: a person's or a program's name
+    pub name: String,
+    /// What it may do: owner (everything), user (everything in one project), reader (look)
+    #[arg(long, default_value = "owner", value_parser = ["owner", "user", "reader"])]
+    pub role: String,
+    /// The one project that it sees
+    #[arg(long)]
+    pub project: Option<String>,
+    /// The folder, which must not be there yet; default: the name, here
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Take back all certificates that were issued for the name until now
+    #[arg(long, conflicts_with_all = ["role", "project", "to"])]
+    pub take_back: bool,
 }
 
 /// `run`.

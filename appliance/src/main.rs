@@ -5,7 +5,7 @@ use appliance::build::{self, BuildOptions, Built, Variant};
 use appliance::machine::door::Door;
 use appliance::machine::report::{Report, print, say};
 use appliance::machine::state::{Plan, StateDir};
-use appliance::machine::{bench, control, env, flash, lan, run, suite, supervisor, swap};
+use appliance::machine::{bench, control, env, flash, lan, pairing, run, suite, supervisor, swap};
 use clap::Parser;
 use cli::{Cli, Command};
 use std::os::unix::ffi::OsStringExt;
@@ -43,6 +43,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Exec(options) => exec(&dir()?, options),
         Command::Logs(options) => logs(&dir()?, &options),
         Command::Swap(options) => done(swap_services(&dir()?, &options)),
+        Command::Client(options) => done(client(&dir()?, options)),
         Command::Status => Ok(if control::status(&dir()?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Command::Stop => done(control::stop(&dir()?)),
         Command::Kill => done(control::kill(&dir()?)),
@@ -54,6 +55,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Size(source) => done(size(&source)),
         Command::Supervise(_) => Ok(ExitCode::FAILURE),
     }
+}
+
+fn client(dir: &StateDir, options: cli::Client) -> Result<()> {
+    let cli::Client { name, role, project, to, take_back } = options;
+    if take_back {
+        return pairing::take_back(dir, &name);
+    }
+    let to = to.unwrap_or_else(|| PathBuf::from(&name));
+    pairing::certificate(dir, &name, &role, project.as_deref(), &to)
 }
 
 fn done(result: Result<()>) -> Result<ExitCode> {

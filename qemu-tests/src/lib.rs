@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "these are the tests' own tools: a failure is the test's")]
 
 pub mod image;
+pub mod registry;
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -1,10 +1,11 @@
 //! `web-ui`: the zone's web page. One page, live: pods, images, volumes, networks and services of this zone.
 //!
 //! Owns sessions, whose hashes are kept over its own restarts but not over a boot. Reads the state engine through watch caches
-//! and never the things themselves, but for the ends of logs; writes one thing, the wish to roll a volume back. Asks `node` for the pairing code and client bundles. Has no privilege: it parses
+//! and never the things themselves, but for the ends of logs; writes two things, the wish to roll a volume back and which certificates were taken back. Asks `node` for the pairing code and client bundles. Has no privilege: it parses
 //! what strangers send.
 #![forbid(unsafe_code)]
 
+mod access;
 mod live;
 mod logs;
 mod node;

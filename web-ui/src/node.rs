@@ -6,6 +6,7 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
+use zone::access::Holder;
 use zone::{ApiError, ErrorKind};
 
 /// The largest answer, bytes.
@@ -28,18 +29,18 @@ impl Node {
     /// # Errors
     /// `Forbidden` when it is wrong, after a delay that grows; `Unavailable` when `node` does not answer.
     pub async fn pair(&self, code: &str) -> Result<(), ApiError> {
-        self.post("/pair", code).await.map(|_| ())
+        self.post("/pair", &serde_json::json!({ "code": code })).await.map(|_| ())
     }
 
-    /// A tar archive with `ca.pem`, `cert.pem` and `key.pem`.
+    /// A tar archive with `ca.pem`, `cert.pem` and `key.pem` for `holder`.
     ///
     /// # Errors
-    /// As [`Node::pair`].
-    pub async fn client_bundle(&self, code: &str) -> Result<Bytes, ApiError> {
-        self.post("/client-bundle", code).await
+    /// As [`Node::pair`]; `Invalid` when there can be no such holder.
+    pub async fn client_bundle(&self, code: &str, holder: &Holder) -> Result<Bytes, ApiError> {
+        self.post("/client-bundle", &serde_json::json!({"code": code, "holder": holder})).await
     }
 
-    async fn post(&self, path: &str, code: &str) -> Result<Bytes, ApiError> {
+    async fn post(&self, path: &str, body: &serde_json::Value) -> Result<Bytes, ApiError> {
         let failed = |error: &dyn std::fmt::Display| {
             ApiError::new(ErrorKind::Unavailable, format!("the service `node` does not answer: {error}"))
         };
@@ -52,7 +53,7 @@ impl Node {
             .uri(path)
             .header("host", "node")
             .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(serde_json::json!({"code": code}).to_string())))
+            .body(Full::new(Bytes::from(body.to_string())))
             .map_err(|e| failed(&e))?;
         let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
         let status = response.status();

@@ -4,10 +4,10 @@ use crate::live::{self, Part};
 use crate::node::Node;
 use crate::session::Sessions;
 use crate::view::Model;
-use crate::{logs, volume};
+use crate::{access, logs, volume};
 use askama::Template;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::sse::{KeepAlive, Sse};
@@ -24,11 +24,12 @@ use zone::client::Client;
 pub struct Site {
     /// What is shown.
     pub model: Model,
-    /// The state engine, to ask for a rollback.
+    /// The state engine, to ask for a rollback and to take certificates back.
     pub client: Client,
     /// The pods' folder, for their logs.
     pub logs: PathBuf,
-    node: Node,
+    /// Who knows the pairing code and gives out certificates.
+    pub node: Node,
     sessions: Arc<Sessions>,
     secure: bool,
 }
@@ -67,7 +68,9 @@ pub fn router(site: Site) -> Router {
         .route("/login", post(login))
         .route("/logout", post(logout))
         .route("/live", get(live_events))
-        .route("/client-bundle", post(client_bundle))
+        .route("/access", get(access::show))
+        .route("/access/take-back", post(access::take_back))
+        .route("/client-bundle", post(access::client_bundle))
         .route("/volume/{name}", get(volume::show))
         .route("/volume/{name}/rollback", post(volume::rollback))
         .route("/logs/{id}", get(logs::show))
@@ -191,24 +194,4 @@ async fn live_events(State(site): State<Site>, headers: HeaderMap) -> Response {
         return StatusCode::UNAUTHORIZED.into_response();
     }
     Sse::new(live::stream(site.model)).keep_alive(KeepAlive::default()).into_response()
-}
-
-/// The code is asked for again: whoever finds a browser open cannot take the keys with him.
-async fn client_bundle(State(site): State<Site>, headers: HeaderMap, Form(form): Form<Code>) -> Response {
-    if !site.is_logged_in(&headers) {
-        return login_page(&site, StatusCode::UNAUTHORIZED, None);
-    }
-    match site.node.client_bundle(form.code.trim()).await {
-        Ok(tar) => {
-            let headers = [
-                (CONTENT_TYPE, "application/x-tar"),
-                (CONTENT_DISPOSITION, "attachment; filename=\"kraudbox-client.tar\""),
-            ];
-            (headers, tar).into_response()
-        }
-        Err(error) => {
-            let status = StatusCode::from_u16(error.kind.status()).unwrap_or(StatusCode::FORBIDDEN);
-            home_page(&site, status, Some(error.message))
-        }
-    }
 }

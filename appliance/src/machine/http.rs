@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client over TLS, for the zone's own interfaces: GET, an answer or a stream of lines.
+//! A small HTTP/1.1 client over TLS, for the zone's own interfaces: GET and forms, an answer or a stream of lines.
 //!
 //! It trusts the zone's authority and nothing else. Every size is bounded.
 
@@ -29,6 +29,8 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub body: Vec<u8>,
+    /// The first cookie that it set, `name=value`.
+    pub cookie: Option<String>,
 }
 
 type Transport = BufReader<StreamOwned<ClientConnection, TcpStream>>;
@@ -58,7 +60,7 @@ impl Client {
         Ok(Self { address, tls: Arc::new(tls) })
     }
 
-    fn connect(&self, path: &str, timeout: Duration) -> Result<(Transport, Head)> {
+    fn connect(&self, method: &str, path: &str, more: &str, timeout: Duration) -> Result<(Transport, Head)> {
         let tcp = TcpStream::connect_timeout(&self.address, timeout).context("cannot connect")?;
         tcp.set_read_timeout(Some(timeout))?;
         tcp.set_write_timeout(Some(timeout))?;
@@ -66,8 +68,11 @@ impl Client {
         let session = ClientConnection::new(Arc::clone(&self.tls), name).context("cannot start TLS")?;
         let mut stream = StreamOwned::new(session, tcp);
         let host = self.address.ip();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: appliance\r\nConnection: close\r\n\r\n")
-            .context("no TLS connection")?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: appliance\r\nConnection: close\r\n{more}"
+        )
+        .context("no TLS connection")?;
         let mut reader = BufReader::new(stream);
         let head = read_head(&mut reader)?;
         Ok((reader, head))
@@ -78,7 +83,24 @@ impl Client {
     /// # Errors
     /// When the peer does not answer in HTTP in time, or with too much.
     pub fn get(&self, path: &str, timeout: Duration) -> Result<Answer> {
-        let (mut reader, head) = self.connect(path, timeout)?;
+        self.ask("GET", path, "\r\n", timeout)
+    }
+
+    /// Sends a form, encoded already, with a cookie (may be empty), and waits for the whole answer.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn post(&self, path: &str, cookie: &str, form: &str, timeout: Duration) -> Result<Answer> {
+        let cookie = if cookie.is_empty() { String::new() } else { format!("Cookie: {cookie}\r\n") };
+        let more = format!(
+            "{cookie}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
+            form.len()
+        );
+        self.ask("POST", path, &more, timeout)
+    }
+
+    fn ask(&self, method: &str, path: &str, more: &str, timeout: Duration) -> Result<Answer> {
+        let (mut reader, head) = self.connect(method, path, more, timeout)?;
         let mut body = Vec::new();
         let read = Body::new(&mut reader, head.length).take(MAX_BODY).read_to_end(&mut body);
         match read {
@@ -87,7 +109,7 @@ impl Client {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && matches!(head.length, Length::Close) => {}
             Err(e) => return Err(e).context("the answer breaks off"),
         }
-        Ok(Answer { status: head.status, body })
+        Ok(Answer { status: head.status, body, cookie: head.cookie })
     }
 
     /// Asks, and gives each line of the answer to `line` until it says stop (false) or the stream ends.
@@ -95,7 +117,7 @@ impl Client {
     /// # Errors
     /// When the peer does not answer with 200, or a line is too long.
     pub fn lines(&self, path: &str, timeout: Duration, mut line: impl FnMut(&[u8]) -> bool) -> Result<()> {
-        let (mut reader, head) = self.connect(path, timeout)?;
+        let (mut reader, head) = self.connect("GET", path, "\r\n", timeout)?;
         if head.status != 200 {
             bail!("the answer is {}", head.status);
         }
@@ -126,6 +148,7 @@ enum Length {
 struct Head {
     status: u16,
     length: Length,
+    cookie: Option<String>,
 }
 
 fn read_head(reader: &mut impl BufRead) -> Result<Head> {
@@ -142,12 +165,12 @@ fn read_head(reader: &mut impl BufRead) -> Result<Head> {
     let status =
         first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)).and_then(|code| code.parse().ok());
     let status = status.with_context(|| format!("the answer is not HTTP: {first}"))?;
-    let mut length = Length::Close;
+    let (mut length, mut cookie) = (Length::Close, None);
     loop {
         let line = next()?;
         let Some((name, value)) = line.split_once(':') else {
             if line.is_empty() {
-                return Ok(Head { status, length });
+                return Ok(Head { status, length, cookie });
             }
             bail!("the answer has a damaged header");
         };
@@ -156,6 +179,7 @@ fn read_head(reader: &mut impl BufRead) -> Result<Head> {
             "content-length" if length != Length::Chunked => {
                 length = Length::Known(value.trim().parse().context("the answer has a damaged length")?);
             }
+            "set-cookie" if cookie.is_none() => cookie = value.split(';').next().map(|c| c.trim().to_owned()),
             _ => {}
         }
     }

@@ -19,6 +19,7 @@ pub mod forwards;
 pub mod host;
 pub mod http;
 pub mod lan;
+pub mod pairing;
 pub mod qemu;
 pub mod qmp;
 pub mod ready;

@@ -18,6 +18,7 @@ mod agent;
 mod area;
 mod audit;
 mod body;
+mod certificate;
 mod containers;
 mod errors;
 mod events;
@@ -164,6 +165,8 @@ async fn serve(config: Config) -> Result<()> {
         let app = app.clone();
         async move { app.store.run(&app.events).await }
     });
+    // An answer read from an empty copy would be wrong, so wait for the first list.
+    app.store.wait(None, |world| world.loaded.then_some(())).await;
     if config.listen != "none" {
         let address: SocketAddr = config.listen.parse()?;
         let (dir, doors) = (config.tls.clone(), doors.clone());
@@ -174,8 +177,6 @@ async fn serve(config: Config) -> Result<()> {
             }
         });
     }
-    // An answer read from an empty copy would be wrong, so wait for the first list.
-    app.store.wait(None, |world| world.loaded.then_some(())).await;
     zone::notify::ready();
     tracing::info!(socket = %config.socket.display(), "ready");
     tokio::spawn(pod_door::run(doors.clone()));

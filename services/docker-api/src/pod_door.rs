@@ -69,6 +69,7 @@ async fn serve(doors: Arc<Doors>, container: Container, slots: Arc<Semaphore>) {
         who: format!("pod:{}", container.spec().name),
         peer: container.id().short().to_owned(),
         scope: Scope::of_project(&project::of_pod(&container.pod.spec)),
+        certificate: None,
     };
     let mut pause = RETRY;
     loop {

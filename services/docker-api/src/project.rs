@@ -102,6 +102,7 @@ pub fn view(world: &World, project: &str) -> World {
         images: world.images.clone(),
         volumes: volumes.map(|(n, v)| (n.clone(), v.clone())).collect(),
         nodes: world.nodes.clone(),
+        revocations: world.revocations.clone(),
         gone,
         gone_order: world.gone_order.clone(),
         pods,

@@ -8,6 +8,7 @@
 //! Invariant: a request is handled by an [`App`] of its client's scope, which shows nothing else.
 
 use crate::access::Scope;
+use crate::certificate::Certificate;
 use crate::{App, audit};
 use axum::Router;
 use axum::body::Body;
@@ -49,6 +50,25 @@ pub struct Client {
     pub peer: String,
     /// What it may see and do.
     pub scope: Scope,
+    /// What it showed at the network's door: looked at again with each request, as it may be taken back meanwhile.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+impl Client {
+    /// Who a certificate of the zone's authority lets in.
+    ///
+    /// # Errors
+    /// What about it is unknown.
+    fn certified(der: &[u8], peer: String) -> Result<Self, String> {
+        let certificate = Certificate::read(der)?;
+        let scope = certificate.scope();
+        Ok(Self {
+            who: format!("tls:{}", certificate.holder.name),
+            peer,
+            scope,
+            certificate: Some(Arc::new(certificate)),
+        })
+    }
 }
 
 /// All doors.
@@ -88,7 +108,8 @@ impl Doors {
                 }
             };
             let uid = stream.peer_cred().map_or_else(|_| "?".into(), |c| c.uid().to_string());
-            let client = Client { who: format!("uid:{uid}"), peer: "unix".into(), scope: Scope::default() };
+            let client =
+                Client { who: format!("uid:{uid}"), peer: "unix".into(), scope: Scope::default(), certificate: None };
             let doors = self.clone();
             tokio::spawn(async move {
                 doors.connection(stream, client).await;
@@ -103,7 +124,14 @@ impl Doors {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let (stream, peer) = listener.accept().await;
-            let client = Client { who: "tls".into(), peer: peer.ip().to_string(), scope: Scope::default() };
+            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let client = match Client::certified(shown.map(AsRef::as_ref).unwrap_or_default(), peer.ip().to_string()) {
+                Ok(client) => client,
+                Err(why) => {
+                    tracing::warn!(%peer, why, "a certificate of the zone's authority is not understood");
+                    continue;
+                }
+            };
             let doors = self.clone();
             tokio::spawn(async move {
                 doors.connection(stream, client).await;
@@ -135,7 +163,9 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let request = request.map(|body| Body::new(Patient { body, alarm: None }));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let client = request.extensions().get::<Client>().cloned();
-    let response = match app.scope.check(&method, &path) {
+    let certificate = client.as_ref().and_then(|client| client.certificate.as_ref());
+    let counts = certificate.map_or(Ok(()), |certificate| certificate.check(&app.store.world()));
+    let response = match counts.and_then(|()| app.scope.check(&method, &path)) {
         Ok(()) => next.run(request).await,
         Err(failure) => failure.into_response(),
     };
@@ -193,7 +223,7 @@ mod tests {
     async fn ask(scope: Scope, request: &str) -> String {
         let doors = Doors::new(Arc::new(crate::tests::app()));
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let who = Client { who: "test".into(), peer: "test".into(), scope };
+        let who = Client { who: "test".into(), peer: "test".into(), scope, certificate: None };
         let served = tokio::spawn(async move { doors.connection(server, who).await });
         client.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use zone::access::Revocation;
 use zone::client::{Changes, Client, Event, Operation};
 use zone::endpoint::Endpoint;
 use zone::image::Image;
@@ -53,6 +54,8 @@ pub struct World {
     pub volumes: Map<Volume>,
     /// The machine, named `self`.
     pub nodes: Map<Node>,
+    /// Certificates that were taken back, by their holders.
+    pub revocations: Map<Revocation>,
     /// The last pods that are gone, as they were last.
     pub gone: Map<Pod>,
     pub(crate) gone_order: VecDeque<String>,
@@ -212,8 +215,20 @@ impl World {
                 change(&mut self.nodes, event);
                 Vec::new()
             }
+            Revocation::NAME => {
+                change(&mut self.revocations, event);
+                Vec::new()
+            }
             _ => Vec::new(),
         }
+    }
+
+    /// As the state engine tells it, for tests.
+    #[cfg(test)]
+    pub(crate) fn revoke(&mut self, name: &str, issued_until_s: u64) {
+        let meta = zone::Meta { kind: Revocation::NAME.into(), name: name.into(), ..zone::Meta::default() };
+        let spec = zone::access::RevocationSpec { issued_until_s };
+        self.revocations.insert(name.into(), Arc::new(Resource { meta, spec, status: () }));
     }
 
     fn bury(&mut self, pod: Arc<Resource<Pod>>) {
@@ -399,8 +414,16 @@ impl Store {
     }
 
     async fn follow(&self, events: &Events, from: &mut Option<u64>) -> Result<(), ApiError> {
-        const KINDS: [&str; 7] =
-            [Pod::NAME, ContainerName::NAME, Endpoint::NAME, Network::NAME, Image::NAME, Volume::NAME, Node::NAME];
+        const KINDS: [&str; 8] = [
+            Pod::NAME,
+            ContainerName::NAME,
+            Endpoint::NAME,
+            Network::NAME,
+            Image::NAME,
+            Volume::NAME,
+            Node::NAME,
+            Revocation::NAME,
+        ];
         let mut watch = self.client.watch(&KINDS, from.unwrap_or_default()).await?;
         while let Some(changes) = watch.next().await? {
             *from = Some(changes.revision);
@@ -425,6 +448,7 @@ impl Store {
             images: map(self.client.list::<Image>().await?.items),
             volumes: map(self.client.list::<Volume>().await?.items),
             nodes: map(self.client.list::<Node>().await?.items),
+            revocations: map(self.client.list::<Revocation>().await?.items),
             ..World::default()
         };
         let old = self.world();

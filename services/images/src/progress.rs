@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::future::Future;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use zone::ApiError;
@@ -15,12 +16,18 @@ use zone::ApiError;
 #[derive(Clone, Debug)]
 pub struct Progress {
     lines: mpsc::Sender<Bytes>,
+    code: Arc<OnceLock<i64>>,
 }
 
 impl Progress {
     /// Tells one object.
     pub async fn send(&self, value: &Value) {
         let _ = self.lines.send(line(value)).await;
+    }
+
+    /// Keeps the exit code of a command whose failure the job ends with.
+    pub fn exit_code(&self, code: i64) {
+        let _ = self.code.set(code);
     }
 
     /// Tells a line of text, as `docker load` prints it.
@@ -87,7 +94,8 @@ where
     F: Future<Output = Result<(), ApiError>> + Send + 'static,
 {
     let (sender, mut receiver) = mpsc::channel(64);
-    let job = job(Progress { lines: sender.clone() });
+    let code = Arc::new(OnceLock::new());
+    let job = job(Progress { lines: sender.clone(), code: code.clone() });
     let (error_sender, error_receiver) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let left = sender.clone();
@@ -98,7 +106,10 @@ where
         if let Err(error) = result {
             tracing::info!(%error, "a request failed");
             let _ = error_sender.send(error.clone());
-            let value = json!({"errorDetail": {"message": error.message}, "error": error.message});
+            let mut value = json!({"errorDetail": {"message": error.message}, "error": error.message});
+            if let Some(code) = code.get() {
+                value["errorDetail"]["code"] = json!(code);
+            }
             let _ = sender.send(line(&value)).await;
         }
     });

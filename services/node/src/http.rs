@@ -1,7 +1,7 @@
 //! `node`'s interface: the pairing code for root, client bundles and the page's login for who knows the code.
 
 use crate::pairing::{Pairing, Refused};
-use crate::pki::{Authority, believable_now};
+use crate::pki::Authority;
 use anyhow::Result;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::net::UnixListener;
+use zone::access::Holder;
 use zone::{ApiError, ErrorKind};
 
 /// A code and nothing else.
@@ -81,11 +82,23 @@ async fn pair(State(door): State<Arc<Door>>, Json(Code { code }): Json<Code>) ->
     }
 }
 
-async fn client_bundle(State(door): State<Arc<Door>>, Json(Code { code }): Json<Code>) -> Response {
-    if let Err(error) = check(&door, &code).await {
+/// Whose certificate is wanted; an owner's, when nothing is said.
+#[derive(Deserialize)]
+struct Wanted {
+    code: String,
+    #[serde(default)]
+    holder: Option<Holder>,
+}
+
+async fn client_bundle(State(door): State<Arc<Door>>, Json(wanted): Json<Wanted>) -> Response {
+    let holder = wanted.holder.unwrap_or_else(|| Holder { name: "owner".into(), ..Holder::default() });
+    if let Err(why) = holder.check() {
+        return refuse(&ApiError::new(ErrorKind::Invalid, why));
+    }
+    if let Err(error) = check(&door, &wanted.code).await {
         return refuse(&error);
     }
-    match bundle(&door.authority) {
+    match bundle(&door.authority, &holder) {
         Ok(tar) => ([(header::CONTENT_TYPE, "application/x-tar")], tar).into_response(),
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "cannot make a client bundle");
@@ -95,9 +108,10 @@ async fn client_bundle(State(door): State<Arc<Door>>, Json(Code { code }): Json<
 }
 
 /// A tar archive with a new client's certificate and key, and the authority's certificate.
-fn bundle(authority: &Authority) -> Result<Vec<u8>> {
-    let now = believable_now();
-    let pair = authority.issue_client(now)?;
+fn bundle(authority: &Authority, holder: &Holder) -> Result<Vec<u8>> {
+    let now = zone::time::believable_now_s();
+    tracing::info!(name = holder.name, role = holder.role.as_str(), project = ?holder.project, "a client's certificate is issued");
+    let pair = authority.issue_client(holder, now)?;
     let mut tar = tar::Builder::new(Vec::new());
     for (name, mode, text) in
         [("ca.pem", 0o644, authority.ca_pem()), ("cert.pem", 0o644, &pair.cert), ("key.pem", 0o600, &pair.key)]

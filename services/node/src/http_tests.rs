@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 fn serve(dir: &Path) -> String {
     let pairing = Pairing::load(&dir.join("pairing-code")).unwrap();
     let code = pairing.code().to_owned();
-    let authority = Authority::load(&dir.join("pki"), believable_now()).unwrap();
+    let authority = Authority::load(&dir.join("pki"), zone::time::believable_now_s()).unwrap();
     let listener = UnixListener::bind(dir.join("node.sock")).unwrap();
     let app = router(Arc::new(Door { pairing, authority })).into_make_service_with_connect_info::<Peer>();
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });

@@ -16,7 +16,7 @@ mod uplink;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use pki::{Authority, Identity, believable_now};
+use pki::{Authority, Identity};
 use resources::Writer;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -68,10 +68,10 @@ struct Args {
 async fn main() -> Result<()> {
     daemon::start_log();
     let args = Args::parse();
-    let authority = Authority::load(&args.pki, believable_now())?;
+    let authority = Authority::load(&args.pki, zone::time::believable_now_s())?;
     let pairing = pairing::Pairing::load(&args.pki.join("pairing-code"))?;
     let code = pairing.code().to_owned();
-    authority.provide_client(believable_now())?;
+    authority.provide_client(zone::time::believable_now_s())?;
     let addresses = match uplink::follow().await {
         Ok(addresses) => addresses,
         Err(error) => {
@@ -81,7 +81,7 @@ async fn main() -> Result<()> {
     };
     files::make_dir(&args.tls, 0o750)?;
     let first = addresses.borrow().clone();
-    authority.provide_server(&args.tls, &Identity::of(&machine::hostname(), &first), believable_now())?;
+    authority.provide_server(&args.tls, &Identity::of(&machine::hostname(), &first), zone::time::believable_now_s())?;
     let door = Arc::new(http::Door { pairing, authority });
     let listener = daemon::listen(&args.socket)?;
     let app = http::router(door.clone()).into_make_service_with_connect_info::<http::Peer>();
@@ -111,7 +111,7 @@ async fn renew(authority: &Authority, args: &Args, mut addresses: watch::Receive
     loop {
         let now = addresses.borrow_and_update().clone();
         let identity = Identity::of(&machine::hostname(), &now);
-        match authority.provide_server(&args.tls, &identity, believable_now()) {
+        match authority.provide_server(&args.tls, &identity, zone::time::believable_now_s()) {
             Ok(false) => {}
             Ok(true) => tracing::info!(addresses = ?now, "the server has a new certificate"),
             Err(error) => tracing::error!(error = format!("{error:#}"), "cannot renew the server's certificate"),

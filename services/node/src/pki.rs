@@ -6,7 +6,7 @@
 //! PKI/client/{ca,cert,key}.pem           one client, for the development door
 //! TLS/{ca,server,server-key}.pem         what the services that speak TLS read, after every boot
 //! ```
-//! The clock may be wrong at the first boot: no time before [`EARLIEST`] is believed, and everything is valid from well
+//! The clock may be wrong at the first boot: no time that must be wrong is believed, and everything is valid from well
 //! before. Must not: speak with anybody.
 
 use crate::files;
@@ -20,9 +20,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use zone::access::Holder;
 
-/// The start of November 2026, seconds since the Unix epoch: this was written later.
-const EARLIEST: u64 = 1_793_491_200;
 const DAY: u64 = 86_400;
 const CA_DAYS: u64 = 3650;
 /// Clients refuse longer ones: 398 days in public, 825 from an authority of one's own.
@@ -78,12 +77,6 @@ impl Identity {
     }
 }
 
-/// Seconds since the Unix epoch, but never so few that the clock must be wrong.
-#[must_use]
-pub fn believable_now() -> u64 {
-    (zone::time::now_ns() / 1_000_000_000).max(EARLIEST)
-}
-
 fn validity(params: &mut CertificateParams, from_s: u64, until_s: u64) {
     let epoch = date_time_ymd(1970, 1, 1);
     params.not_before = epoch + Duration::from_secs(from_s);
@@ -119,13 +112,20 @@ impl Authority {
         &self.ca_pem
     }
 
-    /// A new client's certificate.
+    /// A new certificate for `holder`; its subject says who that is ([`zone::access`]).
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn issue_client(&self, now_s: u64) -> Result<Pair> {
+    pub fn issue_client(&self, holder: &Holder, now_s: u64) -> Result<Pair> {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "kraud client");
+        let subject = &mut params.distinguished_name;
+        subject.push(DnType::CommonName, holder.name.as_str());
+        subject.push(DnType::OrganizationalUnitName, holder.role.as_str());
+        if let Some(project) = &holder.project {
+            subject.push(DnType::OrganizationName, project.as_str());
+        }
+        // serialNumber, RFC 5280 A.1.
+        subject.push(DnType::CustomDnType(vec![2, 5, 4, 5]), now_s.to_string());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(params, now_s.saturating_sub(BACK_DAYS * DAY), now_s + CLIENT_DAYS * DAY)
     }
@@ -140,7 +140,8 @@ impl Authority {
         if dir.join("cert.pem").exists() {
             return Ok(());
         }
-        let pair = self.issue_client(now_s)?;
+        let holder = Holder { name: "development".into(), ..Holder::default() };
+        let pair = self.issue_client(&holder, now_s)?;
         files::write(&dir.join("ca.pem"), 0o600, self.ca_pem.as_bytes())?;
         files::write(&dir.join("key.pem"), 0o600, pair.key.as_bytes())?;
         files::write(&dir.join("cert.pem"), 0o600, pair.cert.as_bytes())

@@ -7,6 +7,7 @@
 //! Must not: do any work of a service, or depend on one. Types here are wire formats: a field that is removed or
 //! changes its meaning breaks a machine that is updated while its pods run, so fields are added with a default.
 
+pub mod access;
 pub mod bundle;
 #[cfg(feature = "client")]
 pub mod cache;

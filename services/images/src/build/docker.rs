@@ -179,6 +179,12 @@ async fn tell(mut stream: impl AsyncRead + Unpin, progress: &Progress) -> std::i
         }
         let mut data = vec![0; length];
         stream.read_exact(&mut data).await?;
-        progress.stream(String::from_utf8_lossy(&data)).await;
+        let text = String::from_utf8_lossy(&data);
+        // What goes to standard error is red, as the classic builder has it.
+        if head[0] == 2 {
+            progress.stream(format!("\x1b[91m{text}\x1b[0m")).await;
+        } else {
+            progress.stream(text).await;
+        }
     }
 }

@@ -41,6 +41,7 @@ impl Work<'_> {
         let exec = json!({"Cmd": command, "Env": env, "User": user, "WorkingDir": folder, "AttachStdout": true, "AttachStderr": true});
         let code = container.exec(exec, self.progress).await?;
         if code != 0 {
+            self.progress.exit_code(code);
             let what = command.join(" ");
             return Err(zone::ApiError::new(
                 zone::ErrorKind::Invalid,
