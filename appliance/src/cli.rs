@@ -21,6 +21,8 @@ pub enum Command {
     Start(Boot),
     /// Run every test there is, the booted image included
     Test(Test),
+    /// Give the parsers and devices inputs that nobody thought of
+    Fuzz(Fuzz),
     /// Build the image only; print its path, size and hash
     Build(Build),
     /// Write a release into a folder: the image, the signed update to it, their checksums
@@ -163,6 +165,28 @@ pub struct Test {
     /// List every endpoint of the Docker API with the test that shows it, and run nothing
     #[arg(long)]
     pub list_endpoints: bool,
+}
+
+/// `fuzz`.
+#[derive(Args, Clone, Debug)]
+pub struct Fuzz {
+    /// Targets by name, or by what several names begin with; default: all
+    pub targets: Vec<String>,
+    /// How long each target runs; default: a number of inputs, the same ones each time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub seconds: Option<u32>,
+    /// How many run at a time; default: as many as there are processors
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Add to fuzz/corpus what was found and reaches something new
+    #[arg(long, requires = "seconds")]
+    pub keep: bool,
+    /// Give this file to the target, and show what comes of it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seconds", "keep", "jobs"], requires = "targets")]
+    pub input: Option<PathBuf>,
+    /// List the targets
+    #[arg(long, conflicts_with_all = ["seconds", "keep", "jobs", "input", "targets"])]
+    pub list: bool,
 }
 
 /// `build`.

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use appliance::build::{self, BuildOptions, Built, Variant};
+use appliance::fuzz;
 use appliance::machine::door::Door;
 use appliance::machine::report::{Report, print, say};
 use appliance::machine::state::{Plan, StateDir};
@@ -36,6 +37,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Start(options) => done(start_zone(&dir()?, &options)),
         Command::Test(options) if options.list_endpoints => done(suite::list_endpoints(&workspace()?)),
         Command::Test(options) => done(test(&dir()?, &options)),
+        Command::Fuzz(options) => done(run_fuzz(options)),
         Command::Build(options) => done(build_only(&options)),
         Command::Release(options) => done(release(&options)),
         Command::Flash(options) => done(flash_image(options)),
@@ -233,6 +235,25 @@ fn test(dir: &StateDir, options: &cli::Test) -> Result<()> {
     tested.and(stopped)?;
     print(&format!("all tests passed in {:.0} s", started.elapsed().as_secs_f64()));
     Ok(())
+}
+
+fn run_fuzz(options: cli::Fuzz) -> Result<()> {
+    let workspace = workspace()?;
+    let mut report = Report::new();
+    match (options.targets.as_slice(), options.input) {
+        _ if options.list => fuzz::list(&workspace, &mut report),
+        ([target], Some(input)) => fuzz::once(&workspace, target, &input, &mut report),
+        (_, Some(_)) => anyhow::bail!("an input is for one target"),
+        (_, None) => {
+            let fuzz = fuzz::Options {
+                targets: options.targets,
+                seconds: options.seconds,
+                jobs: options.jobs,
+                keep: options.keep,
+            };
+            fuzz::run(&workspace, &fuzz, &mut report)
+        }
+    }
 }
 
 fn flash_image(options: cli::Flash) -> Result<()> {

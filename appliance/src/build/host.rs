@@ -70,20 +70,26 @@ impl Host {
         if asked.map_err(no_program)? { Ok(()) } else { Err(refused("no password was accepted")) }
     }
 
-    /// Makes sure that mmdebstrap is there, the only program that the machine must have: apt installs it.
+    /// Makes sure that a program is there: apt installs its package. A build needs mmdebstrap only, fuzzing a C++ compiler.
     ///
     /// # Errors
     /// [`Error::MissingProgram`], with apt's last words when it failed.
-    pub fn need_mmdebstrap(self, log: &Path, progress: &mut dyn Progress) -> Result<()> {
-        if find("mmdebstrap").is_some() {
+    pub fn need(
+        self,
+        program: &'static str,
+        package: &'static str,
+        log: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        if find(program).is_some() {
             return Ok(());
         }
-        let missing = |tried| Error::MissingProgram { program: "mmdebstrap", package: "mmdebstrap", tried };
+        let missing = |tried| Error::MissingProgram { program, package, tried };
         if find("apt-get").is_none() {
             return Err(missing(None));
         }
-        progress.note("this computer lacks mmdebstrap: apt-get installs it");
-        let install = ["apt-get", "install", "-yq", "--no-install-recommends", "mmdebstrap"];
+        progress.note(&format!("this computer lacks {program}: apt-get installs it"));
+        let install = ["apt-get", "install", "-yq", "--no-install-recommends", package];
         for words in [&["apt-get", "update", "-q"][..], &install[..]] {
             run("host", log, self.command("env").arg("DEBIAN_FRONTEND=noninteractive").args(words)).map_err(
                 |error| match error {

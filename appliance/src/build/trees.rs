@@ -93,7 +93,7 @@ impl Trees<'_> {
                 self.require(name, &locked, &self.resolve(&apt, name, &locked)?)?;
             }
             self.host.may(&step, progress)?;
-            self.host.need_mmdebstrap(&log, progress)?;
+            self.host.need("mmdebstrap", "mmdebstrap", &log, progress)?;
             fs::write(dir.join("preferences"), lock::preferences(&locked)).at("write", dir)?;
             fs::write(dir.join("sources"), sources).at("write", dir)?;
             fs::create_dir(dir.join(DEBS)).at("make", dir)?;

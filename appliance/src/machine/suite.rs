@@ -32,7 +32,7 @@ pub fn without_boot(workspace: &Path, report: &mut Report) -> Result<()> {
     for (name, args) in WITHOUT_BOOT {
         stage(report, name, |_| cargo(workspace, args, &[]))?;
     }
-    Ok(())
+    stage(report, "fuzz, short", |report| crate::fuzz::short(workspace, report))
 }
 
 /// Lists the endpoints of the Docker API with the tests that show them.

@@ -50,9 +50,18 @@ pub fn load(dir: &Path) -> Result<(Bundle, Names)> {
         bail!("{} is larger than {MAX_BUNDLE_BYTES} bytes", path.display());
     }
     let text = std::io::read_to_string(file).with_context(|| format!("cannot read {}", path.display()))?;
-    let bundle: Bundle = serde_json::from_str(&text).with_context(|| format!("{} is no bundle", path.display()))?;
-    check(&bundle).with_context(|| format!("{} cannot be booted", path.display()))?;
+    let bundle = parse(&text).with_context(|| format!("{} cannot be booted", path.display()))?;
     Ok((bundle, names))
+}
+
+/// Reads and checks a bundle's text.
+///
+/// # Errors
+/// When it is no bundle, or asks for more than there can be.
+pub fn parse(text: &str) -> Result<Bundle> {
+    let bundle = serde_json::from_str(text).context("it is no bundle")?;
+    check(&bundle)?;
+    Ok(bundle)
 }
 
 fn check(bundle: &Bundle) -> Result<()> {

@@ -69,7 +69,11 @@ impl Template {
         Self::read(names.open_in(dir, MEMORY, false)?, names.open_in(dir, STATE, false)?, wanted)
     }
 
-    fn read(memory: File, state: File, wanted: &Identity) -> Result<Self> {
+    /// Reads a template's two files.
+    ///
+    /// # Errors
+    /// As [`Template::open`].
+    pub fn read(memory: File, state: File, wanted: &Identity) -> Result<Self> {
         let what = || "cannot read the template's state";
         let mut file = BufReader::with_capacity(64 << 10, state);
         let mut magic = [0; 8];

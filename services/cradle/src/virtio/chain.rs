@@ -90,6 +90,12 @@ impl<'m> Buffers<'m> {
         self.len
     }
 
+    /// Nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Takes the first `count` bytes away as buffers of their own, fewer when there are no more.
     pub fn split(&mut self, count: usize) -> Self {
         let mut out = Self::default();

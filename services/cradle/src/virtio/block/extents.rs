@@ -88,7 +88,7 @@ impl Extents {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut index = self.pieces.partition_point(|piece| piece.start + piece.len <= at);
-        while buffers.len() > 0 {
+        while !buffers.is_empty() {
             let Some(piece) = self.pieces.get(index) else { return Err(io::ErrorKind::InvalidInput.into()) };
             let inside = at - piece.start;
             let mut part = buffers.split(usize::try_from(piece.len - inside).unwrap_or(usize::MAX));
@@ -152,7 +152,7 @@ type Vectored = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_in
 
 /// Moves all bytes of the buffers between memory and `piece`, from `inside` on.
 fn transfer(piece: &Piece, mut inside: u64, mut buffers: Buffers<'_>, how: Vectored) -> io::Result<()> {
-    while buffers.len() > 0 {
+    while !buffers.is_empty() {
         let iovecs = buffers.iovecs(usize::MAX);
         let count = iovecs.len().min(MAX_IOVECS);
         let offset = libc::off_t::try_from(piece.offset + inside).map_err(|_| io::ErrorKind::InvalidInput)?;
