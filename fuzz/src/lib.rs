@@ -3,14 +3,20 @@
 //! A target is a function of bytes that must neither panic nor hang nor ask for more memory than [`memory::LIMIT`]; many also
 //! compare what they get with a second way to it. The table is [`TARGETS`]; `cargo appliance fuzz` builds and runs them.
 //!
-//! Must not: touch anything of the machine but descriptors without a name, or depend on the time, or on the input before.
+//! Must not: write to the machine but in memory ([`scratch`] sees to it), or depend on the time, or on the input before.
 
+mod bali;
+mod boot;
 mod cradle;
 mod input;
 pub mod memory;
+mod scratch;
+mod tar;
+mod vdocker;
 mod zone;
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The variable that names the target.
@@ -43,6 +49,14 @@ pub const TARGETS: &[Target] = &[
     target("cradle-bus", 1024, 4_000, cradle::bus::run),
     target("cradle-bundle", 2048, 20_000, cradle::files::bundle),
     target("cradle-template", 4096, 10_000, cradle::files::template),
+    target("vdocker-http", 2048, 10_000, vdocker::http),
+    target("vdocker-texts", 512, 4_000, vdocker::texts),
+    target("vdocker-unpack", 1024, 3_000, vdocker::unpacking),
+    target("bali-image", 2048, 4_000, bali::image),
+    target("bali-dockerfile", 1024, 20_000, bali::dockerfile),
+    target("boot-gpt", 512, 3_000, boot::gpt),
+    target("boot-luks", 2048, 5_000, boot::luks),
+    target("boot-texts", 1024, 20_000, boot::texts),
     target("zone-documents", 2048, 20_000, zone::documents),
     target("zone-log", 4096, 5_000, zone::log),
     target("zone-orders", 512, 20_000, zone::orders),
@@ -56,7 +70,9 @@ pub fn choose() {
     let found = named.as_deref().and_then(|name| TARGETS.iter().find(|target| target.name == name));
     if let Some(target) = found {
         let _ = CHOSEN.set(*target);
-        memory::begin();
+        if let Err(error) = scratch::confine(&writable()) {
+            let _ = writeln!(std::io::stderr(), "this process is not confined: {error}");
+        }
         return;
     }
     let mut out = std::io::stdout().lock();
@@ -64,6 +80,15 @@ pub fn choose() {
         let _ = writeln!(out, "{} {} {}", target.name, target.max_len, target.short);
     }
     std::process::exit(i32::from(named.is_some()));
+}
+
+/// Where libFuzzer is told to write.
+fn writable() -> Vec<PathBuf> {
+    let folder = |word: String| match word.strip_prefix("-artifact_prefix=") {
+        Some(prefix) => Path::new(prefix).parent().map(Path::to_owned),
+        None => (!word.starts_with('-')).then(|| word.into()),
+    };
+    std::env::args().skip(1).filter_map(folder).filter(|path| path.is_dir()).collect()
 }
 
 /// Gives an input to the chosen target.
@@ -78,7 +103,6 @@ pub fn run(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn every_target_has_its_corpus_and_every_corpus_its_target() {

@@ -66,6 +66,7 @@ impl Table {
             bail!("it has no partition {number}");
         };
         let (first, last) = (u64_of(entry, 32), u64_of(entry, 40));
+        ensure!(first <= last, "partition {number} ends before it begins");
         let later = self.entries.chunks(self.entry_bytes).any(|e| used(e) && u64_of(e, 32) > last);
         ensure!(!later, "partition {number} is not the last");
         if end <= last {
@@ -193,6 +194,14 @@ mod tests {
         assert!(table.grow(3, 16 << 20).unwrap_err().to_string().contains("no partition 3"));
         assert!(table.grow(2, 2 << 20).unwrap_err().to_string().contains("larger disk"));
         assert!(table.grow(2, 0).is_err());
+    }
+
+    #[test]
+    fn a_partition_that_ends_before_it_begins_does_not_grow() {
+        let mut table = Table::read(&mut disk(16 << 20)).unwrap();
+        let second = 128 + 32;
+        table.entries[second..second + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(table.grow(2, 16 << 20).unwrap_err().to_string().contains("ends before it begins"));
     }
 
     #[test]

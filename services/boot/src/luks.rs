@@ -102,14 +102,16 @@ impl Header {
         device: &mut D,
         mut flush: impl FnMut(&mut D) -> std::io::Result<()>,
     ) -> Result<()> {
-        let Some(tokens) = self.json["tokens"].as_object_mut() else { bail!("its header has no tokens") };
+        // Not by index: that is for objects only, and the header may be anything.
+        let tokens = self.json.get_mut("tokens").and_then(Value::as_object_mut);
+        let Some(tokens) = tokens else { bail!("its header has no tokens") };
         tokens.insert("0".into(), json!({"type": TOKEN, "keyslots": ["0"], "key": STANDARD.encode(key)}));
         let text = serde_json::to_vec(&self.json)?;
         let room = self.bytes.len() - BINARY_BYTES;
         ensure!(text.len() < room, "its header has no room for the key");
         self.bytes[BINARY_BYTES..].fill(0);
         self.bytes[BINARY_BYTES..BINARY_BYTES + text.len()].copy_from_slice(&text);
-        let sequence = u64::from_be_bytes(self.bytes[16..24].try_into()?) + 1;
+        let sequence = u64::from_be_bytes(self.bytes[16..24].try_into()?).wrapping_add(1);
         self.bytes[16..24].copy_from_slice(&sequence.to_be_bytes());
         let second_salt: [u8; 64] = {
             let mut salt = [0; 64];
@@ -197,6 +199,17 @@ mod tests {
             assert!(matches!(look(&mut device).unwrap(), Content::Sealed), "{subsystem} {tokens} {n}");
         }
         assert!(matches!(look(&mut Cursor::new(vec![0; 1 << 20])).unwrap(), Content::Other));
+    }
+
+    #[test]
+    fn a_header_whose_text_is_no_object_is_left_as_it_is() {
+        for json in [json!([1]), json!("text"), json!(null), json!({"tokens": 5})] {
+            let mut device = fresh("kraud", &json);
+            let before = device.get_ref().clone();
+            let Content::Unfinished(header) = look(&mut device).unwrap() else { panic!("{json} has no token") };
+            assert!(header.finish(b"secret", &mut device, |_| Ok(())).is_err(), "{json}");
+            assert_eq!(*device.get_ref(), before);
+        }
     }
 
     #[test]

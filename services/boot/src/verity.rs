@@ -10,12 +10,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-const SUPERBLOCK_BYTES: usize = 512;
+/// Bytes of a superblock.
+pub const SUPERBLOCK_BYTES: usize = 512;
 const SALT_MAX_BYTES: usize = 256;
 
 /// The superblock of a hash tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Superblock {
+pub struct Superblock {
     algorithm: String,
     data_block_bytes: u32,
     hash_block_bytes: u32,
@@ -24,7 +25,11 @@ struct Superblock {
 }
 
 impl Superblock {
-    fn parse(bytes: &[u8; SUPERBLOCK_BYTES]) -> Result<Self> {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it is none, or of another kind than this machine makes.
+    pub fn parse(bytes: &[u8; SUPERBLOCK_BYTES]) -> Result<Self> {
         let u32_at = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
         ensure!(bytes.starts_with(b"verity\0\0"), "there is no hash tree");
         ensure!((u32_at(8), u32_at(12)) == (1, 1), "its hash tree is of an unknown version");
@@ -52,7 +57,8 @@ impl Superblock {
     }
 
     /// How long the data is, in units of 512 bytes.
-    fn sectors(&self) -> Option<u64> {
+    #[must_use]
+    pub fn sectors(&self) -> Option<u64> {
         self.data_blocks.checked_mul(u64::from(self.data_block_bytes) / 512)
     }
 

@@ -23,7 +23,6 @@ pub struct Platform {
     namespaces: Option<PathBuf>,
 }
 
-#[cfg_attr(test, allow(dead_code, reason = "made by main only"))]
 impl Platform {
     /// In a guest.
     pub fn guest() -> Self {
