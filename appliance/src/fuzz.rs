@@ -168,7 +168,7 @@ impl Fuzzer {
                         match self.one(target, options.seconds) {
                             Ok(ran) => drop(tell.send(ran)),
                             Err(error) => {
-                                failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(error)
+                                failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(error);
                             }
                         }
                     }

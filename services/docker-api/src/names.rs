@@ -80,10 +80,13 @@ pub fn volume_name(name: &str) -> Result<&str> {
 /// # Errors
 /// 400 when it is not a name.
 pub fn network_name(name: &str) -> Result<&str> {
-    if is_name(name, 1) {
+    // Docker Engine takes any text; nothing is named by it but in lists, and in the path of a request.
+    if name.len() <= 255 && !name.trim().is_empty() && !name.contains(|c: char| c.is_control() || c == '/') {
         return Ok(name);
     }
-    Err(Failure::invalid(format!("invalid network name \"{name}\": only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")))
+    Err(Failure::invalid(format!(
+        "invalid network name {name:?}: 1 to 255 bytes with something to see among them, and no '/'"
+    )))
 }
 
 /// An image reference in full: `docker.io/library/busybox` with a tag or a digest.

@@ -163,7 +163,7 @@ fn describe(world: &World, network: &Resource<Network>) -> Value {
         "Driver": network.spec.driver,
         "EnableIPv4": true,
         "EnableIPv6": network.spec.enable_ipv6,
-        "IPAM": {"Driver": "default", "Options": if default { Value::Null } else { json!({}) }, "Config": if ipam.is_empty() { json!([]) } else { json!([ipam]) }},
+        "IPAM": {"Driver": "default", "Options": network.spec.ipam_options, "Config": if ipam.is_empty() { json!([]) } else { json!([ipam]) }},
         "Internal": network.spec.internal,
         "Attachable": network.spec.attachable,
         "Ingress": false,
@@ -270,6 +270,7 @@ struct Create {
 #[serde(rename_all = "PascalCase", default)]
 struct Ipam {
     config: Option<Vec<IpamConfig>>,
+    options: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -304,7 +305,8 @@ fn spec_of(request: Create) -> Result<NetworkSpec> {
     if request.config_only == Some(true) {
         return Err(Failure::not_implemented("networks that only hold a configuration are not supported"));
     }
-    let config = request.ipam.and_then(|i| i.config).unwrap_or_default();
+    let Ipam { config, options: ipam_options } = request.ipam.unwrap_or_default();
+    let config = config.unwrap_or_default();
     let text = |value: Option<&String>| value.filter(|v| !v.is_empty()).cloned();
     let first = config.iter().find(|c| c.subnet.as_ref().is_none_or(|s| !s.contains(':')));
     let gateway = text(first.and_then(|c| c.gateway.as_ref()))
@@ -333,6 +335,7 @@ fn spec_of(request: Create) -> Result<NetworkSpec> {
         gateway,
         ip_range,
         aux_addresses,
+        ipam_options,
         internal: request.internal.unwrap_or_default(),
         attachable: request.attachable.unwrap_or_default(),
         enable_ipv6: request.enable_ipv6.unwrap_or_default(),
@@ -478,7 +481,7 @@ mod tests {
     fn networks_that_cannot_be_are_refused() {
         for (body, status) in [
             (json!({"Name": "bridge"}), 403),
-            (json!({"Name": "a b"}), 400),
+            (json!({"Name": "a/b"}), 400),
             (json!({"Name": "x", "Driver": "macvlan"}), 404),
             (json!({"Name": "x", "Driver": "overlay"}), 403),
             (json!({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.0.0.0"}]}}), 400),

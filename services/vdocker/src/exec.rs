@@ -55,6 +55,8 @@ pub struct ExecConfig {
 pub struct StartConfig {
     /// Do not wait, send no output.
     pub detach: bool,
+    /// Raw output, not frames: Docker Engine goes by this, whatever the exec was made with.
+    tty: bool,
     console_size: Option<[u16; 2]>,
 }
 
@@ -215,24 +217,20 @@ impl Exec {
 
     /// Runs it with a client; the connection ends with the process.
     pub fn attached(self: &Arc<Self>, agent: &Arc<Agent>, start: &StartConfig) -> Upgrade {
-        let (exec, agent, size) = (Arc::clone(self), Arc::clone(agent), start.console_size);
+        let (exec, agent, size, tty) = (Arc::clone(self), Arc::clone(agent), start.console_size, start.tty);
         let work = move |connection: Arc<Connection>, ahead: Vec<u8>| {
             let guard = agent.stream();
             match exec.launch(&agent, size) {
-                Ok(stdio) => exec.carry(stdio, Some(&connection), ahead),
+                Ok(stdio) => exec.carry(stdio, Some(&connection), tty, ahead),
                 Err(error) => {
-                    let _ = send(
-                        &connection,
-                        exec.config.tty,
-                        Stream::Stdout,
-                        format!("{}\r\n", exec_words(&error)).as_bytes(),
-                    );
+                    let words = format!("{}\r\n", exec_words(&error));
+                    let _ = send(&connection, tty, Stream::Stdout, words.as_bytes());
                 }
             }
             finish(&connection, exec.config.attach_stdin);
             drop(guard);
         };
-        Upgrade { tty: self.config.tty, work: Box::new(work) }
+        Upgrade { tty: start.tty, work: Box::new(work) }
     }
 
     /// Runs it on its own.
@@ -242,7 +240,7 @@ impl Exec {
     pub fn detached(self: &Arc<Self>, agent: &Agent, start: &StartConfig) -> Result<(), String> {
         let stdio = self.launch(agent, start.console_size).map_err(|e| exec_words(&e))?;
         let exec = Arc::clone(self);
-        spawn("exec", move || exec.carry(stdio, None, Vec::new()));
+        spawn("exec", move || exec.carry(stdio, None, false, Vec::new()));
         Ok(())
     }
 
@@ -295,7 +293,7 @@ impl Exec {
     }
 
     /// Carries input and output until the process has exited, then notes its exit code.
-    fn carry(&self, stdio: Stdio, connection: Option<&Arc<Connection>>, ahead: Vec<u8>) {
+    fn carry(&self, stdio: Stdio, connection: Option<&Arc<Connection>>, raw: bool, ahead: Vec<u8>) {
         let Stdio { child, input, output, error } = stdio;
         drop(child);
         if let (Some(connection), true) = (connection, self.config.attach_stdin) {
@@ -317,7 +315,7 @@ impl Exec {
         pump(output.as_fd(), error.as_ref().map(AsFd::as_fd), process.as_ref().map(AsFd::as_fd), |stream, bytes| {
             let wanted = self.config.tty
                 || if stream == Stream::Stdout { self.config.attach_stdout } else { self.config.attach_stderr };
-            if wanted && client.is_some_and(|c| send(c, self.config.tty, stream, bytes).is_err()) {
+            if wanted && client.is_some_and(|c| send(c, raw, stream, bytes).is_err()) {
                 // The client is gone; the process goes on, as Docker's does.
                 client = None;
             }

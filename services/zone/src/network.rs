@@ -56,6 +56,9 @@ pub struct NetworkSpec {
     /// Asked for IPv6 as well.
     #[serde(default)]
     pub enable_ipv6: bool,
+    /// Options of the address management (only echoed); none is another thing than an empty list of them.
+    #[serde(default)]
+    pub ipam_options: Option<BTreeMap<String, String>>,
     /// The user's labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

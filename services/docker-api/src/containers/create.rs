@@ -237,7 +237,7 @@ impl Draft<'_> {
             image: self.image.clone(),
             image_ref: request.image.clone().unwrap_or_default(),
             args: merged.args(),
-            env: merged.env.clone(),
+            env: merged.env.iter().filter(|entry| entry.contains('=')).cloned().collect(),
             cwd: merged.cwd.clone(),
             user: merged.user.clone(),
             group_add: host.group_add.clone().unwrap_or_default(),

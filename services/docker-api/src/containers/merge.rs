@@ -89,13 +89,13 @@ pub fn merge(image: &Value, request: &Create) -> Result<Merged> {
     }
 }
 
-/// The request first, then what the image has besides; a name without `=` takes the image's away.
+/// The request first, then what the image has besides; a name without `=` takes the image's away, and stands for that.
 fn merge_env(image: Vec<String>, request: Vec<String>) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let wanted: BTreeSet<String> = request.iter().map(|e| name(e)).collect();
     let kept = image.into_iter().filter(|e| !wanted.contains(&name(e)));
     let mut merged: Vec<String> = Vec::new();
-    for entry in request.into_iter().filter(|e| e.contains('=')).chain(kept) {
+    for entry in request.into_iter().chain(kept) {
         match merged.iter_mut().find(|e| name(e) == name(&entry)) {
             Some(same) => *same = entry,
             None => merged.push(entry),
@@ -162,7 +162,8 @@ pub fn host_config_json(raw: &Value) -> Value {
         config.insert("RestartPolicy".into(), json!({"Name": "no", "MaximumRetryCount": 0}));
     }
     if config["LogConfig"]["Type"] == "" || config["LogConfig"]["Type"].is_null() {
-        config.insert("LogConfig".into(), json!({"Type": "json-file", "Config": {}}));
+        let options = config["LogConfig"]["Config"].as_object().cloned().unwrap_or_default();
+        config.insert("LogConfig".into(), json!({"Type": "json-file", "Config": options}));
     }
     // Memory and swap together; the guest has no swap, but this is what without a word of it is meant.
     if let (Some(memory @ 1..), Some(0)) = (config["Memory"].as_i64(), config["MemorySwap"].as_i64()) {
@@ -203,7 +204,7 @@ mod tests {
     #[test]
     fn the_requests_environment_wins_by_name() {
         let own = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        assert_eq!(merge_env(own(&["P=1", "A=1", "B=1"]), own(&["A=2", "C=3", "B"])), ["A=2", "C=3", "P=1"]);
+        assert_eq!(merge_env(own(&["P=1", "A=1", "B=1"]), own(&["A=2", "C=3", "B"])), ["A=2", "C=3", "B", "P=1"]);
     }
 
     #[test]

@@ -99,17 +99,18 @@ fn operations(world: &World, container: &Container, volumes: bool) -> Vec<Operat
 pub async fn prune(State(app): State<Arc<App>>, params: Params) -> Result<Json<Value>> {
     let filters = params.filters(&["label", "label!", "until"])?;
     let until = filters.until()?;
-    let mut removed = Vec::new();
+    let (mut removed, mut bytes) = (Vec::new(), 0);
     for container in app.store.world().containers() {
         let label = |key: &str| container.spec().docker["Labels"][key].as_str().map(str::to_owned);
         let old = until.is_none_or(|u| seconds(container.pod.meta.created_ns) < seconds(u));
         if !container.is_active() && old && filters.labels(label) {
+            bytes += super::size::own(&app, &container);
             // Volumes stay, the anonymous ones too: `volume prune` is for them.
             remove_one(&app, &container, false).await?;
             removed.push(container.id().clone());
         }
     }
     let removed = if removed.is_empty() { Value::Null } else { json!(removed) };
-    app.events.send(crate::events::Message::prune("container", 0));
-    Ok(Json(json!({"ContainersDeleted": removed, "SpaceReclaimed": 0})))
+    app.events.send(crate::events::Message::prune("container", bytes));
+    Ok(Json(json!({"ContainersDeleted": removed, "SpaceReclaimed": bytes})))
 }

@@ -12,12 +12,17 @@ use std::path::Path;
 /// The layer that all are copies of, beside the pods' folders.
 const TEMPLATE: &str = ".layer.ext4";
 
-/// Writes both sizes into a container's description.
-pub fn fill(app: &App, world: &World, container: &Container, json: &mut Value) {
+/// What the container has written, bytes.
+pub fn own(app: &App, container: &Container) -> u64 {
     let data = &app.config.pods_data;
     let index = container.pod.spec.containers.iter().position(|c| c.id == *container.id()).unwrap_or_default();
     let layer = allocated(&data.join(&container.pod.meta.name).join(format!("rw-{index}.img")));
-    let own = layer.saturating_sub(allocated(&data.join(TEMPLATE)));
+    layer.saturating_sub(allocated(&data.join(TEMPLATE)))
+}
+
+/// Writes both sizes into a container's description.
+pub fn fill(app: &App, world: &World, container: &Container, json: &mut Value) {
+    let own = own(app, container);
     let image = world.images.get(container.spec().image.as_str()).map_or(0, |i| i.status.size);
     json["SizeRw"] = json!(own);
     json["SizeRootFs"] = json!(image.saturating_add(own));

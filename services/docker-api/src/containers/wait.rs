@@ -45,7 +45,8 @@ async fn until(app: &App, id: &ContainerId, baseline: Baseline, condition: Condi
     let found = app.store.wait(None, |world| {
         let Some((now, gone)) = world.container_even_gone(id) else { return Some(None) };
         let over = match condition {
-            Condition::NotRunning => !now.is_active(),
+            // As with Docker Engine, also when its policy starts it again.
+            Condition::NotRunning => !now.is_active() || baseline.is_past(&now),
             Condition::NextExit => baseline.is_past(&now),
             Condition::Removed => false,
         };

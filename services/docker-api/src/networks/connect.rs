@@ -27,6 +27,8 @@ struct Connect {
 
 /// How long a running guest may take to take an interface up or let go of it.
 const DONE: Duration = Duration::from_secs(30);
+/// How often a change is tried again that somebody else was faster with.
+const ATTEMPTS: usize = 10;
 
 /// `POST /networks/{id}/connect`.
 ///
@@ -41,8 +43,36 @@ pub async fn connect(
     let raw: Value = crate::body::json(&headers, &body)?.unwrap_or_else(|| json!({}));
     let request: Connect =
         serde_json::from_value(raw.clone()).map_err(|e| Failure::invalid(format!("invalid JSON: {e}")))?;
-    let world = app.store.world();
-    let network = find_for_container(&world, &id)?;
+    for _ in 0..ATTEMPTS {
+        let Some(place) = plan(&app.store.world(), &id, &request, &raw)? else { return Ok(StatusCode::OK) };
+        match app.store.transact(place.operations).await {
+            // Somebody else has changed the pod meanwhile.
+            Err(error) if error.kind == ErrorKind::Conflict => app.store.barrier().await,
+            Err(error) => return Err(error.into()),
+            Ok(()) if !place.running => return Ok(StatusCode::OK),
+            Ok(()) => {
+                if let Err(failure) = taken_up(&app, &place.pod, &place.endpoint).await {
+                    leave(&app, &place.pod, &place.endpoint).await?;
+                    return Err(failure);
+                }
+                return Ok(StatusCode::OK);
+            }
+        }
+    }
+    Err(Failure::conflict(format!("container {} changes all the time: try again", request.container)))
+}
+
+/// A new place of a container on a network, and what makes it.
+struct Place {
+    pod: PodId,
+    endpoint: EndpointId,
+    running: bool,
+    operations: Vec<Operation>,
+}
+
+/// None when there is nothing to do.
+fn plan(world: &World, id: &str, request: &Connect, raw: &Value) -> Result<Option<Place>> {
+    let network = find_for_container(world, id)?;
     let container = world.container(&request.container)?;
     let pod = PodId::new(&container.pod.meta.name);
     let endpoint_id = EndpointId::of(&pod, &NetworkId::new(&network.meta.name));
@@ -57,9 +87,9 @@ pub async fn connect(
         )));
     }
     if known.is_some() && request.endpoint_config.is_none() {
-        return Ok(StatusCode::OK);
+        return Ok(None);
     }
-    let config = request.endpoint_config.unwrap_or_default();
+    let config = request.endpoint_config.clone().unwrap_or_default();
     let made = endpoint(&network, &pod, container.id(), &container.spec().name, None, &config)?;
     let mut spec = container.pod.spec.clone();
     if known.is_none() {
@@ -78,14 +108,7 @@ pub async fn connect(
         None => Operation::create::<Endpoint>(endpoint_id.as_str(), &made, None)?,
     };
     let operations = vec![place, Operation::update_spec::<Pod>(&container.pod, &spec)?];
-    app.store.transact(operations).await?;
-    if container.is_running()
-        && let Err(failure) = taken_up(&app, &pod, &endpoint_id).await
-    {
-        leave(&app, &pod, &endpoint_id).await?;
-        return Err(failure);
-    }
-    Ok(StatusCode::OK)
+    Ok(Some(Place { pod, endpoint: endpoint_id, running: container.is_running(), operations }))
 }
 
 /// Waits until a running guest has the interface; says why not.

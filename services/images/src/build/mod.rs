@@ -80,7 +80,8 @@ impl Builder {
     ///
     /// # Errors
     /// Why a step cannot be done.
-    pub async fn build(&self, build: Build, archive: &Path, progress: &Progress) -> Result<()> {
+    pub async fn build(&self, mut build: Build, archive: &Path, progress: &Progress) -> Result<()> {
+        build.no_cache |= !self.has_one_of(&build.cache_from).await?;
         let path = archive.to_owned();
         let files = blocking(move || {
             let mut tree = Tree::default();
@@ -114,6 +115,17 @@ impl Builder {
             temporary: Temporary { context: self.context.clone(), images: BTreeSet::new() },
         };
         work.run(&needed).await
+    }
+}
+
+impl Builder {
+    /// Whether one of these images is here, or none is asked for.
+    async fn has_one_of(&self, names: &[String]) -> Result<bool> {
+        if names.is_empty() {
+            return Ok(true);
+        }
+        let images = self.context.zone.list::<Image>().await?.items;
+        Ok(names.iter().any(|name| crate::lookup::find(&images, name).is_ok()))
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Build {
     pub target: Option<String>,
     /// No step is taken from the cache.
     pub no_cache: bool,
+    /// Steps are taken from the cache only if one of these images is there; empty asks for none.
+    pub cache_from: Vec<String>,
     /// Base images are pulled even when they are there.
     pub pull: bool,
     /// Only the image's id is told.
@@ -60,6 +62,7 @@ impl Build {
             labels: json_of(query, "labels")?,
             target: query.get("target").map(str::to_owned),
             no_cache: flag("nocache"),
+            cache_from: json_of(query, "cachefrom")?,
             pull: flag("pull"),
             quiet: flag("q"),
             platform: query.get("platform").map(Platform::parse).transpose()?,
