@@ -27,6 +27,8 @@ pub enum Command {
     Build(Build),
     /// Write a release into a folder: the image, the signed update to it, their checksums
     Release(Release),
+    /// Build again what an image was made from, compare, and name the first difference
+    Verify(Verify),
     /// Write the image to a disk or a file
     Flash(Flash),
     /// Print the running zone as shell variables: eval "$(cargo appliance env)"
@@ -144,6 +146,9 @@ pub struct Machine {
     /// One disk for all, as a machine has that was flashed: the pool is its last partition. `--disk` is its size (default: 20)
     #[arg(long)]
     pub one_disk: bool,
+    /// Firmware with Secure Boot: a new zone takes the image's keys at its first boot and starts nothing that they have not signed
+    #[arg(long)]
+    pub secure_boot: bool,
     /// How long the zone may take to answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub deadline: u64,
@@ -226,6 +231,25 @@ pub enum Flaw {
     Panic,
     Verity,
     Service,
+}
+
+/// `verify`.
+#[derive(Args, Clone, Debug)]
+pub struct Verify {
+    #[command(flatten)]
+    pub source: Source,
+    /// The image
+    pub image: PathBuf,
+    /// The version that it was made with; default: that of the sources
+    #[arg(long, value_name = "VERSION")]
+    pub version: Option<String>,
+    /// It is a development image
+    #[arg(long)]
+    pub development: bool,
+    /// Take nothing from the cache but packages and keys, which takes as long as the first build: for an image that was built on
+    /// this computer
+    #[arg(long)]
+    pub cold: bool,
 }
 
 /// `flash`.

@@ -1,6 +1,7 @@
 //! `cargo appliance`: reads the command line, calls the library, tells what went wrong in one message.
 
 use anyhow::{Context, Result};
+use appliance::build::verify::Compared;
 use appliance::build::{self, BuildOptions, Built, Variant};
 use appliance::fuzz;
 use appliance::machine::door::Door;
@@ -40,6 +41,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Fuzz(options) => done(run_fuzz(options)),
         Command::Build(options) => done(build_only(&options)),
         Command::Release(options) => done(release(&options)),
+        Command::Verify(options) => verify(&options),
         Command::Flash(options) => done(flash_image(options)),
         Command::Env => done(print_env(&dir()?)),
         Command::Exec(options) => exec(&dir()?, options),
@@ -86,7 +88,7 @@ fn workspace() -> Result<PathBuf> {
 fn build_options(source: &cli::Source, variant: Variant) -> Result<BuildOptions> {
     Ok(BuildOptions {
         workspace: workspace()?,
-        cache: None,
+        cold: false,
         variant,
         mirror: source.mirror.clone(),
         locked: source.locked,
@@ -150,6 +152,33 @@ fn release(options: &cli::Release) -> Result<()> {
     Ok(())
 }
 
+fn verify(options: &cli::Verify) -> Result<ExitCode> {
+    let variant = if options.development { Variant::Development } else { Variant::Release };
+    let mut build = build_options(&options.source, variant)?;
+    build.version.clone_from(&options.version);
+    build.cold = options.cold;
+    let mut report = Report::new();
+    let built = build::build(&build, &mut report).context("the image was not built")?;
+    drop(report);
+    let verdict = build::verify::verify(&build, &built, &options.image)?;
+    print(&format!("image     {}\nsha256    {}", options.image.display(), verdict.sha256));
+    print(&format!("built     {}\nsha256    {}", built.image.display(), built.sha256));
+    for (name, compared) in &verdict.partitions {
+        print(&match compared {
+            Compared::Same => format!("{name}: the same"),
+            Compared::Signatures(0) => format!("{name}: follows from what it is about"),
+            Compared::Signatures(files) => format!("{name}: the same but for signatures and keys, in {files} files"),
+            Compared::Differs(what) => format!("{name}: differs: {what}"),
+        });
+    }
+    print(match (verdict.partitions.is_empty(), verdict.holds()) {
+        (true, _) => "The image is what these sources give, bit for bit.",
+        (_, true) => "The image is what these sources give; its signatures are by other keys or of another time.",
+        _ => "The image is not what these sources give.",
+    });
+    Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn build_only(options: &cli::Build) -> Result<()> {
     let variant = if options.development { Variant::Development } else { Variant::Release };
     let mut report = Report::new();
@@ -181,6 +210,7 @@ fn machine_options(machine: &cli::Machine) -> run::Options {
         deadline_s: machine.deadline,
         console_journal: machine.console_journal,
         lan: false,
+        secure_boot: machine.secure_boot,
     }
 }
 
@@ -202,6 +232,7 @@ fn start_zone(dir: &StateDir, boot: &cli::Boot) -> Result<()> {
     if let Some(before) = dir.read_json::<Plan>("plan.json")? {
         machine.memory_mib = boot.machine.memory.unwrap_or(before.memory_mib);
         machine.cpus = boot.machine.cpus.unwrap_or(before.cpus);
+        machine.secure_boot |= before.secure_boot;
     }
     run::check(dir, &machine)?;
     run::run(dir, &image, &machine)

@@ -37,6 +37,8 @@ pub struct Cache {
     first: bool,
     /// The entries that this build has used, as `STEP/KEY`.
     used: RefCell<BTreeSet<String>>,
+    /// Where our programs are compiled, when not where cargo does by itself.
+    compiled: Option<PathBuf>,
 }
 
 /// What collecting has done.
@@ -77,7 +79,7 @@ impl Cache {
         let path = root.join("lock");
         let lock = File::create(&path).at("open", &path)?;
         let first = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        let cache = Self { root, host, lock, first, used: RefCell::default() };
+        let cache = Self { root, host, lock, first, used: RefCell::default(), compiled: None };
         if first {
             for left in fs::read_dir(cache.root.join("tmp")).at("read", &cache.root)?.flatten() {
                 cache.host.remove(&left.path())?;
@@ -88,6 +90,20 @@ impl Cache {
             flock(&cache.lock, FlockOperation::LockShared).at("lock", &path)?;
         }
         Ok(cache)
+    }
+
+    /// Compiles our programs in here too, from nothing.
+    #[must_use]
+    pub fn with_programs(self) -> Self {
+        let compiled = Some(self.root.join("target"));
+        Self { compiled, ..self }
+    }
+
+    /// Where our programs are compiled.
+    #[must_use]
+    pub fn target(&self, workspace: &Path) -> PathBuf {
+        let chosen = self.compiled.clone().or_else(|| std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from));
+        chosen.unwrap_or_else(|| workspace.join("target"))
     }
 
     /// Fails unless the disk has room for a step and what comes after it.

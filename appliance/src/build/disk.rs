@@ -7,10 +7,12 @@
 use super::cache::Cache;
 use super::compile;
 use super::error::{At, Error, Result};
+use super::esp;
 use super::extension::Extension;
 use super::host::{self, Host};
 use super::key::{Key, hash_file};
-use super::root::{Root, copy, write};
+use super::root::{Root, write};
+use super::secure_boot::Keys;
 use super::tools::Tools;
 use super::trees::Tree;
 use super::{Flaw, Progress};
@@ -20,6 +22,9 @@ use std::path::{Path, PathBuf};
 /// What the image is made of.
 pub struct Parts<'a> {
     pub root: &'a Root,
+    /// What the firmware starts.
+    pub loader: &'a Path,
+    pub keys: &'a Keys,
     pub initrd: &'a Path,
     pub root_tree: &'a Tree,
     pub tools_tree: &'a Tree,
@@ -28,6 +33,10 @@ pub struct Parts<'a> {
     /// The extension of the development variant.
     pub extension: Option<&'a Extension>,
 }
+
+/// systemd-boot's settings. Only our own entries: what it would find by itself is what started it. A firmware in setup mode takes our
+/// keys without being asked: somebody has put it into that mode.
+const LOADER_CONF: &str = "timeout 0\neditor no\nauto-entries no\nsecure-boot-enroll force\n";
 
 /// A finished image.
 pub struct Disk {
@@ -110,8 +119,9 @@ pub fn kernel(
     };
     let line = format!("{} kraud.version={} kraud.roothash={hash}{dev}", line.trim(), parts.version);
     let version = compile::kernel_version(&parts.root_tree.path)?;
-    let key = Key::new("kernel", 1)
+    let key = Key::new("kernel", 2)
         .text("line", &line)
+        .text("certificate", &parts.keys.id)
         .text("initrd", &hash_file(parts.initrd)?)
         .text("packages", &parts.root_tree.identity())
         .text("tools", &parts.tools_tree.identity());
@@ -122,8 +132,10 @@ pub fn kernel(
         command.arg("build").arg("--linux").arg(parts.root_tree.path.join(format!("boot/vmlinuz-{version}")));
         command.arg("--initrd").arg(parts.initrd).args(["--uname", &version]).arg(format!("--cmdline={line}"));
         command.arg("--os-release").arg(format!("@{}", dir.join("os-release").display()));
-        command.arg("--output").arg(dir.join("kernel.efi"));
-        host::run("kernel", &cache.log("kernel"), &mut command)
+        let unsigned = dir.join("unsigned.efi");
+        host::run("kernel", &cache.log("kernel"), command.arg("--output").arg(&unsigned))?;
+        parts.keys.sign(cache, tools, &unsigned, &dir.join("kernel.efi"))?;
+        host.remove(&unsigned)
     })?;
     Ok(entry.join("kernel.efi"))
 }
@@ -141,20 +153,24 @@ pub fn make(
     kernel: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Disk> {
-    let key = Key::new("image", 3)
+    let mut key = Key::new("image", 4)
         .text("slot", &slot.root_hash)
         .text("dev", slot.dev.as_ref().map_or("", |dev| &dev.hash))
         .text("kernel", &hash_file(kernel)?)
+        .text("certificate", &parts.keys.id)
+        .file(parts.loader)?
         .text("tools", &parts.tools_tree.identity())
         .tree(&parts.recipes.join("disk"))?;
-    let seed = uuid(&key.clone().hex());
+    for (place, file) in parts.keys.enrolled() {
+        key = key.text("enrolled", &place).file(&file)?;
+    }
+    // Of nothing that is signed: the ids of partitions are the same whoever builds.
+    let seed = Key::new("image-seed", 1).text("version", parts.version).tree(&parts.recipes.join("disk"))?;
+    let seed = uuid(&seed.hex());
     let entry = cache.step(progress, "image", key, |dir, progress| {
         host.may("image", progress)?;
-        let (definitions, esp, image) = (dir.join("repart.d"), dir.join("esp"), dir.join("kraudbox.raw"));
-        let loader = tools.tree().join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
-        copy(&loader, &esp.join("EFI/BOOT/BOOTX64.EFI"))?;
-        write(&esp.join("loader/loader.conf"), "timeout 0\neditor no\n")?;
-        copy(kernel, &esp.join(format!("EFI/Linux/kraudbox-{}.efi", parts.version)))?;
+        let (definitions, esp, image) = (dir.join("repart.d"), dir.join("esp.img"), dir.join("kraudbox.raw"));
+        self::esp(cache, tools, parts, kernel, &esp)?;
         let fill = |text: String| {
             let text = text.replace("@ESP@", &esp.to_string_lossy()).replace("@SLOT@", &slot.dir.to_string_lossy());
             match &slot.dev {
@@ -164,6 +180,7 @@ pub fn make(
         };
         self::definitions(&parts.recipes.join("disk"), &definitions, fill)?;
         repart(cache, host, tools, &definitions, &image, &seed, &["--empty=create", "--size=auto"])?;
+        fs::remove_file(&esp).at("remove", &esp)?;
         let sum = host::output("image", &cache.log("image"), tools.command("sha256sum").arg(&image))?;
         write(&dir.join("sha256"), sum.split_whitespace().next().unwrap_or_default())
     })?;
@@ -171,6 +188,25 @@ pub fn make(
     let size = fs::metadata(&image).at("read", &image)?.len();
     let sha256 = host::read(&entry.join("sha256"))?.trim().to_owned();
     Ok(Disk { image, sha256, size })
+}
+
+/// The EFI system partition: ours that starts systemd-boot, that, its settings, the kernel image, and the keys for a firmware without.
+fn esp(cache: &Cache, tools: &Tools, parts: &Parts<'_>, kernel: &Path, esp: &Path) -> Result<()> {
+    let stage = tempfile::tempdir().at("make", std::env::temp_dir())?;
+    let (first, second) = (stage.path().join("loader"), stage.path().join("systemd-boot"));
+    let systemd_boot = tools.tree().join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
+    parts.keys.sign(cache, tools, parts.loader, &first)?;
+    parts.keys.sign(cache, tools, &systemd_boot, &second)?;
+    let settings = stage.path().join("loader.conf");
+    write(&settings, LOADER_CONF)?;
+    let mut files = vec![
+        ("EFI/BOOT/BOOTX64.EFI".to_owned(), first),
+        ("EFI/systemd/systemd-bootx64.efi".to_owned(), second),
+        ("loader/loader.conf".to_owned(), settings),
+        (format!("EFI/Linux/kraudbox-{}.efi", parts.version), kernel.to_owned()),
+    ];
+    files.extend(parts.keys.enrolled());
+    esp::make(cache, tools, &files, esp)
 }
 
 /// What systemd-boot sorts the menu by, and what the root says of itself.

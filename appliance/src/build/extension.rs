@@ -30,6 +30,7 @@ find usr ! -type d | sort > "$stage/have"
 (cd "$base" && find usr ! -type d | sort) > "$stage/base"
 comm -12 "$stage/have" "$stage/base" | tr '\n' '\0' | xargs -0 -r rm -f
 rm -rf usr/lib/systemd/system usr/lib/systemd/user usr/lib/sysusers.d usr/lib/tmpfiles.d usr/lib/udev
+chmod -R u=rwX,go=rX "$stage/tree"
 cp -R --preserve=mode,links --no-preserve=ownership "$stage/tree/." .
 find usr -depth -type d -empty -delete
 find . -newermt "@$SOURCE_DATE_EPOCH" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +

@@ -21,11 +21,13 @@ pub struct Host {
 }
 
 impl Host {
-    /// Looks at who we are.
+    /// Looks at who we are, and settles what this process' new files are like.
     ///
     /// # Errors
     /// [`Error::NotRoot`] when neither root nor sudo is there.
     pub fn detect() -> Result<Self> {
+        // What is made has the same modes whatever those are that the user gives to new files.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         let root = rustix::process::geteuid().is_root();
         if !root && find("sudo").is_none() {
             return Err(Error::NotRoot { user: user() });

@@ -39,7 +39,7 @@ impl Key {
         Ok(self.text("file", &hash))
     }
 
-    /// Adds all below a folder: names, modes, links, contents.
+    /// Adds all below a folder: names, links, contents, and what can be run. The other modes of a checkout are its user's taste.
     ///
     /// # Errors
     /// When something in it cannot be read.
@@ -50,7 +50,8 @@ impl Key {
             let path = entry.path();
             let meta = fs::symlink_metadata(&path).at("read", &path)?;
             self.part(entry.file_name().as_bytes());
-            self.part(&meta.permissions().mode().to_le_bytes());
+            let kind: u8 = if meta.is_dir() { 0 } else { 1 + u8::from(meta.permissions().mode() & 0o100 != 0) };
+            self.part(&[kind]);
             if meta.is_dir() {
                 self = self.tree(&path)?;
                 self.part(b"end of folder");

@@ -8,22 +8,29 @@ pub mod compile;
 pub mod cpio;
 pub mod debs;
 pub mod disk;
+mod efi_variable;
 pub mod error;
+mod esp;
 pub mod extension;
 pub mod host;
 pub mod initrd;
 pub mod key;
+mod loader;
 pub mod lock;
 pub mod mirror;
+mod pe;
 mod programs;
 pub mod release;
 pub mod resolve;
 pub mod root;
 mod sbom;
+pub mod secure_boot;
 pub mod services;
 pub mod size;
 pub mod tools;
 pub mod trees;
+mod unsigned;
+pub mod verify;
 
 pub use error::{Error, Result};
 pub use tools::Tools;
@@ -52,8 +59,8 @@ pub enum Variant {
 pub struct BuildOptions {
     /// The workspace's root.
     pub workspace: PathBuf,
-    /// Where steps are kept; `None` for `$XDG_CACHE_HOME/kraudbox` or `~/.cache/kraudbox`.
-    pub cache: Option<PathBuf>,
+    /// Take nothing from the cache but downloaded packages and keys: every step is made again, in a cache of its own.
+    pub cold: bool,
     pub variant: Variant,
     /// Debian mirror; `None` for that of the machine's own apt sources.
     pub mirror: Option<String>,
@@ -139,7 +146,10 @@ pub struct Built {
 /// Names the step, what is wrong and what to do.
 pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Built> {
     let host = Host::detect()?;
-    let cache = Cache::open(cache_root(options)?, host, progress)?;
+    if options.cold {
+        host.remove(&cold_cache()?)?;
+    }
+    let cache = open(options, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
     let sources = Sources::detect(options.mirror.as_deref(), &options.snapshots)?;
     let lock = Lock::read(&recipes.join("packages.lock"))?;
@@ -155,7 +165,9 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
 
     let version = options.version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
     let tools = Tools::new(tools_tree.path.clone());
+    let keys = secure_boot::Keys::get(&cache, &tools, progress)?;
     let zfs = compile::zfs_modules(&cache, host, &build_tree, &root_tree, progress)?;
+    let zfs = keys.modules(&cache, &build_tree, &zfs, progress)?;
     let guest_kernel = compile::guest_kernel(&cache, host, &build_tree, &recipes, progress)?;
     let services = services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)?;
     // The version is the kernel image's: a root without changes is the same root in every version.
@@ -188,8 +200,11 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
             Some(extension::make(&cache, host, &tools, &trees, &inputs, progress)?)
         }
     };
+    let loader = loader::make(&cache, &options.workspace, &build_tree, progress)?;
     let parts = disk::Parts {
         root: &root,
+        loader: &loader,
+        keys: &keys,
         initrd: &initrd,
         root_tree: &root_tree,
         tools_tree: &tools_tree,
@@ -223,7 +238,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Buil
 /// As [`build`].
 pub fn services_only(options: &BuildOptions, progress: &mut dyn Progress) -> Result<services::Services> {
     let host = Host::detect()?;
-    let cache = Cache::open(cache_root(options)?, host, progress)?;
+    let cache = open(options, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
     let sources = Sources::detect(options.mirror.as_deref(), &options.snapshots)?;
     let lock = Lock::read(&recipes.join("packages.lock"))?;
@@ -234,8 +249,28 @@ pub fn services_only(options: &BuildOptions, progress: &mut dyn Progress) -> Res
     services::make(&cache, &options.workspace, &recipes, &guest_kernel, progress)
 }
 
-fn cache_root(options: &BuildOptions) -> Result<PathBuf> {
-    options.cache.clone().map_or_else(cache::default_root, Ok)
+/// Where everything is made again; nothing there outlives what it was made for.
+fn cold_cache() -> Result<PathBuf> {
+    Ok(cache::default_root()?.join("cold"))
+}
+
+/// The cache that the options want.
+fn open(options: &BuildOptions, host: Host, progress: &mut dyn Progress) -> Result<Cache> {
+    let root = cache::default_root()?;
+    if !options.cold {
+        return Cache::open(root, host, progress);
+    }
+    let cold = cold_cache()?;
+    let cache = Cache::open(cold.clone(), host, progress)?.with_programs();
+    for kept in [trees::DEBS, "keys"] {
+        let (from, to) = (root.join(kept), cold.join(kept));
+        std::fs::create_dir_all(&from).at("make", &from)?;
+        match std::os::unix::fs::symlink(&from, &to) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error).at("make", to),
+            _ => {}
+        }
+    }
+    Ok(cache)
 }
 
 /// Says which packages of a tree are not as locked; returns how many.
@@ -257,7 +292,7 @@ fn tell_moved(lock: &Lock, name: &str, tree: &Tree, progress: &mut dyn Progress)
 /// As [`build`].
 pub fn refresh_lock(options: &BuildOptions, progress: &mut dyn Progress) -> Result<Vec<String>> {
     let host = Host::detect()?;
-    let cache = Cache::open(cache_root(options)?, host, progress)?;
+    let cache = open(options, host, progress)?;
     let recipes = options.workspace.join("image-recipes");
     let sources = Sources::detect(options.mirror.as_deref(), &options.snapshots)?;
     let path = recipes.join("packages.lock");

@@ -1,7 +1,8 @@
 //! Our own programs, compiled in the release profile.
 //!
 //! The step's key is over the sources and the compiler, so that a checkout whose programs were compiled before, in whatever
-//! folder, compiles nothing. Programs are static and know no path of the checkout, which is why they can be shared.
+//! folder, compiles nothing. Programs are static and know no path of this computer, which is why they can be shared and why
+//! the same sources give the same bytes everywhere.
 
 use super::Progress;
 use super::cache::Cache;
@@ -55,7 +56,7 @@ impl Programs<'_> {
                 .current_dir(self.workspace)
                 .arg("-vV"),
         )?;
-        let mut key = Key::new(self.step, 1).text("compiler", &compiler);
+        let mut key = Key::new(self.step, 2).text("compiler", &compiler);
         for flags in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
             key = key.text(flags, &std::env::var(flags).unwrap_or_default());
         }
@@ -70,16 +71,56 @@ impl Programs<'_> {
 
     /// Compiles; the folder where cargo puts binaries.
     fn cargo(&self, cache: &Cache) -> Result<PathBuf> {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.workspace.join("target"), PathBuf::from);
+        let target = cache.target(self.workspace);
         let mut command = host::cargo();
         command
             .current_dir(self.workspace)
-            .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
+            .args(["build", "--release", "--locked", "--target", TARGET, "--config"])
+            .arg(self.without_paths(cache, &target)?)
+            .arg("--target-dir")
             .arg(&target);
         for (package, _) in self.wanted {
             command.args(["-p", package]);
         }
         host::run(self.step, &cache.log(self.step), &mut command)?;
         Ok(target.join(TARGET).join("release"))
+    }
+
+    /// A setting of cargo that takes the places of this computer out of what panics say of themselves.
+    fn without_paths(&self, cache: &Cache, target: &Path) -> Result<String> {
+        let mut fetch = host::cargo();
+        fetch.current_dir(self.workspace).args(["fetch", "--locked", "--target", TARGET]);
+        // A folder of sources is there, and has its name, only when they are.
+        host::run(self.step, &cache.log(self.step), &mut fetch)?;
+        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = home.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cargo"))).ok_or(Error::NoHome)?;
+        let sources = home.join("registry/src");
+        let registries = std::fs::read_dir(&sources).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut places: Vec<_> = registries.map(|path| (path, "/crates")).collect();
+        places.sort();
+        places.push((target.to_owned(), "/target"));
+        Ok(rustflags(&places))
+    }
+}
+
+/// `places` by other names, in the form of `cargo --config`; cargo adds it to the flags of the workspace.
+fn rustflags(places: &[(PathBuf, &str)]) -> String {
+    let flag = |(from, to): &(PathBuf, &str)| format!("--remap-path-prefix={}={to}", from.display());
+    let flags = places.iter().map(|place| serde_json::Value::from(flag(place)).to_string()).collect::<Vec<_>>();
+    // A string of JSON is one of TOML.
+    format!("target.{TARGET}.rustflags=[{}]", flags.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_become_flags_that_cargo_reads() {
+        let places = [(PathBuf::from("/home/a \"b\"/src"), "/crates"), ("/t".into(), "/target")];
+        assert_eq!(
+            rustflags(&places),
+            r#"target.x86_64-unknown-linux-gnu.rustflags=["--remap-path-prefix=/home/a \"b\"/src=/crates","--remap-path-prefix=/t=/target"]"#
+        );
     }
 }

@@ -10,7 +10,7 @@ use super::host::{self, Host};
 use super::key::hash_file;
 use super::root::{copy, write};
 use super::sbom;
-use super::{BuildOptions, Built, Quiet, cache_root};
+use super::{BuildOptions, Built, Quiet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,7 +28,7 @@ pub struct Update {
 /// # Errors
 /// When a file cannot be written or the update not be signed.
 pub fn write_release(options: &BuildOptions, built: &Built, out: &Path, update_only: bool) -> Result<Vec<PathBuf>> {
-    let cache = Cache::open(cache_root(options)?, Host::detect()?, &mut Quiet)?;
+    let cache = super::open(options, Host::detect()?, &mut Quiet)?;
     fs::create_dir_all(out).at("make", out)?;
     let version = &built.update.version;
     let update = out.join(format!("kraudbox-{version}.update.tar.gz"));

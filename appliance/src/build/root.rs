@@ -35,6 +35,8 @@ find "$modules" -name '*.ko.xz' -print0 | xargs -0 -r -n 64 -P "$(nproc)" xz -d
 mkdir -p "$modules/extra"
 cp "$zfs/spl.ko" "$zfs/zfs.ko" "$modules/extra/"
 depmod -b "$root" "$version"
+# A checkout has the modes of its user's umask.
+chmod -R u=rwX,go=rX "$stage/root"
 cp -R --remove-destination --preserve=mode,links --no-preserve=ownership "$stage/root/." "$root/"
 mkdir -p "$root/zone" "$root/boot"
 chroot "$root" systemd-sysusers

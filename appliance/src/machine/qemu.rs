@@ -14,7 +14,10 @@ pub const GUEST_WEB: u16 = 443;
 pub const GUEST_DOCKER: u16 = 2376;
 
 /// Without what no zone uses and its kernel would load drivers for.
-const MACHINE: &str = "q35,smm=off,hpet=off,sata=off,smbus=off,i8042=off";
+const MACHINE: &str = "q35,hpet=off,sata=off,smbus=off,i8042=off";
+/// The firmware's variables are out of the reach of what it starts, or Secure Boot would mean nothing.
+const SECURE: [&str; 2] = ["-global", "driver=cfi.pflash01,property=secure,value=on"];
+const SECURE_CODE: &str = "OVMF_CODE_4M.secboot.fd";
 /// More words for the kernel of an emulated machine, where they protect nothing and cost a part of every system call.
 const EMULATED: &str = "mitigations=off init_on_alloc=0 cryptomgr.notests";
 
@@ -36,7 +39,8 @@ fn with_path(prefix: &str, path: &Path, suffix: &str) -> OsString {
 pub fn arguments(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
     let mut out: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| out.extend(words.iter().map(OsString::from));
-    add(&["-name", "kraudbox", "-nodefaults", "-no-user-config", "-display", "none", "-M", MACHINE]);
+    add(&["-name", "kraudbox", "-nodefaults", "-no-user-config", "-display", "none"]);
+    add(&["-M", &format!("{MACHINE},smm={}", if plan.secure_boot { "on" } else { "off" })]);
     if plan.kvm {
         add(&["-accel", "kvm", "-cpu", "host"]);
     } else {
@@ -65,12 +69,18 @@ pub fn arguments(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
 }
 
 fn firmware(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
-    vec![
+    let secure = plan.ovmf_code.with_file_name(SECURE_CODE);
+    let code = if plan.secure_boot { &secure } else { &plan.ovmf_code };
+    let mut out = vec![
         "-drive".into(),
-        with_path("if=pflash,unit=0,format=raw,readonly=on,file=", &plan.ovmf_code, ""),
+        with_path("if=pflash,unit=0,format=raw,readonly=on,file=", code, ""),
         "-drive".into(),
         with_path("if=pflash,unit=1,format=raw,file=", &dir.file("vars.fd"), ""),
-    ]
+    ];
+    if plan.secure_boot {
+        out.extend(SECURE.map(OsString::from));
+    }
+    out
 }
 
 fn disks(dir: &StateDir, plan: &Plan) -> Vec<OsString> {
@@ -123,6 +133,7 @@ mod tests {
             deadline_s: 600,
             console_journal: false,
             lan: false,
+            secure_boot: false,
         }
     }
 
@@ -139,6 +150,18 @@ mod tests {
             line(&dir, &plan(false)).contains("-accel tcg,thread=multi,tb-size=512 -cpu EPYC,+svm,+npt -smp 2 -m 4096")
         );
         assert!(line(&dir, &plan(true)).contains("-accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn secure_boot_takes_its_firmware_and_keeps_the_variables_from_the_guest() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = StateDir::at(temp.path().join("zone")).unwrap();
+        let line = line(&dir, &Plan { secure_boot: true, ..plan(false) });
+        assert!(
+            line.contains("smm=on")
+                && line.contains("/tools/OVMF_CODE_4M.secboot.fd")
+                && line.contains("secure,value=on")
+        );
     }
 
     #[test]

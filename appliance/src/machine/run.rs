@@ -45,6 +45,8 @@ pub struct Options {
     pub console_journal: bool,
     /// A network of its own instead of forwards.
     pub lan: bool,
+    /// Firmware with Secure Boot; new disks have it in setup mode.
+    pub secure_boot: bool,
 }
 
 /// What is booted, and with what.
@@ -197,6 +199,7 @@ fn plan(dir: &StateDir, image: &Image, options: &Options) -> Result<Plan> {
         deadline_s: options.deadline_s,
         console_journal: options.console_journal,
         lan: options.lan,
+        secure_boot: options.secure_boot,
     })
 }
 

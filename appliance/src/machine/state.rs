@@ -61,6 +61,9 @@ pub struct Plan {
     /// The zone is on a network of its own ([`super::lan`]) instead of behind forwards.
     #[serde(default)]
     pub lan: bool,
+    /// The firmware checks signatures once it has keys.
+    #[serde(default)]
+    pub secure_boot: bool,
 }
 
 impl Plan {
