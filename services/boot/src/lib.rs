@@ -12,6 +12,7 @@ pub mod bundle;
 pub mod crypt;
 pub mod dm;
 pub mod entry;
+pub mod firmware;
 pub mod gpt;
 pub mod health;
 pub mod luks;

@@ -126,6 +126,12 @@ async fn info(State(app): State<Arc<App>>, version: ApiVersion) -> Json<Value> {
     Json(answer)
 }
 
+/// What `docker info` shows under Security Options; a profile gets a line there.
+fn security_options(node: &NodeStatus) -> Vec<String> {
+    let secure_boot = (!node.secure_boot.is_empty()).then(|| format!("name=secure-boot,profile={}", node.secure_boot));
+    std::iter::once("name=microvm".to_owned()).chain(secure_boot).collect()
+}
+
 /// How many files this process has open.
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
@@ -193,7 +199,7 @@ fn describe_info(app: &App, node: &NodeStatus) -> Value {
         "ContainerdCommit": {"ID": ""},
         "RuncCommit": {"ID": ""},
         "InitCommit": {"ID": ""},
-        "SecurityOptions": ["name=microvm"],
+        "SecurityOptions": security_options(node),
         "FirewallBackend": {"Driver": "nftables"},
         "CDISpecDirs": [],
         "Warnings": null,

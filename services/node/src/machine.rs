@@ -33,6 +33,15 @@ pub struct Places {
     pub pool: PathBuf,
     /// os-release(5).
     pub os_release: PathBuf,
+    /// What was noted of the firmware at the boot's beginning.
+    pub firmware: PathBuf,
+}
+
+/// What is noted of the firmware.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Firmware {
+    secure_boot: String,
 }
 
 /// Writes the machine's facts for ever: when the addresses change, and every ten seconds if something did.
@@ -74,6 +83,8 @@ fn look(places: &Places, addresses: &[IpAddr]) -> NodeStatus {
         |name: &str| memory.get(name).and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10;
     let release = fields(&fs::read_to_string(&places.os_release).unwrap_or_default(), '=');
     let of = |name: &str| release.get(name).map(|v| v.trim_matches('"').to_owned());
+    let firmware: Firmware =
+        fs::read(&places.firmware).ok().and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default();
     let pool: Pool = fs::read(&places.pool).ok().and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default();
     let booted =
         read("/proc/stat").lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse::<u64>().ok()).unwrap_or(0);
@@ -91,6 +102,7 @@ fn look(places: &Places, addresses: &[IpAddr]) -> NodeStatus {
         pool_free_bytes: pool.free_bytes,
         pool_health: pool.health,
         pool_troubles: pool.troubles,
+        secure_boot: firmware.secure_boot,
         booted_ns: booted.saturating_mul(1_000_000_000),
     }
 }
@@ -113,12 +125,15 @@ mod tests {
     #[test]
     fn a_machine_knows_itself() {
         let dir = tempfile::tempdir().unwrap();
-        let places = Places { pool: dir.path().join("pool.json"), os_release: dir.path().join("os-release") };
+        let at = |name: &str| dir.path().join(name);
+        let places = Places { pool: at("pool.json"), os_release: at("os-release"), firmware: at("firmware.json") };
+        fs::write(&places.firmware, r#"{"secure_boot":"on"}"#).unwrap();
         fs::write(&places.pool, r#"{"pool_bytes":100,"pool_free_bytes":40,"health":"ONLINE","more":1}"#).unwrap();
         fs::write(&places.os_release, "IMAGE_VERSION=7\nVARIANT_ID=\"development\"\n").unwrap();
         let status = look(&places, &["10.0.0.1".parse().unwrap()]);
         assert_eq!((status.pool_bytes, status.pool_free_bytes, status.pool_health.as_str()), (100, 40, "ONLINE"));
         assert_eq!((status.version.as_str(), status.variant.as_str()), ("7", "development"));
+        assert_eq!(status.secure_boot, "on");
         assert!(status.cpus > 0 && status.memory_bytes > status.memory_available_bytes && status.booted_ns > 0);
     }
 

@@ -50,6 +50,9 @@ struct Args {
     /// What `storage` says of the pool.
     #[arg(long, default_value = "/run/kraud/storage/pool.json")]
     pool: PathBuf,
+    /// What was noted of the firmware at the boot's beginning.
+    #[arg(long, default_value = "/run/kraud/boot/firmware.json")]
+    firmware: PathBuf,
     /// os-release(5), with the image's version and variant.
     #[arg(long, default_value = "/usr/lib/os-release")]
     os_release: PathBuf,
@@ -87,7 +90,11 @@ async fn main() -> Result<()> {
     let app = http::router(door.clone()).into_make_service_with_connect_info::<http::Peer>();
     zone::notify::ready();
     let client = Client::new(&args.macro_socket);
-    let places = machine::Places { pool: args.pool.clone(), os_release: args.os_release.clone() };
+    let places = machine::Places {
+        pool: args.pool.clone(),
+        os_release: args.os_release.clone(),
+        firmware: args.firmware.clone(),
+    };
     tokio::spawn(machine::run(places, addresses.clone(), Writer::new(client.clone())));
     tokio::spawn(follow_services(args.bus.clone(), args.services.clone(), client));
     tokio::select! {

@@ -79,6 +79,9 @@ pub struct NodeStatus {
     /// What is wrong with the pool's disks, for people.
     #[serde(default)]
     pub pool_troubles: Vec<String>,
+    /// What the firmware does with programs that are not signed: `on`, `off`, `setup` (it has no keys), `absent`; empty when unknown.
+    #[serde(default)]
+    pub secure_boot: String,
     /// When the machine booted, nanoseconds since the Unix epoch.
     #[serde(default)]
     pub booted_ns: u64,

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use boot::crypt::{self, Opened};
+use boot::firmware::{self, SecureBoot};
 use boot::gpt::Table;
 use boot::run::run;
 use boot::sysfs::Disk;
@@ -42,6 +43,12 @@ fn main() -> ExitCode {
 }
 
 fn state() -> Result<()> {
+    let secure_boot = SecureBoot::look();
+    say(&format!("kraudbox: secure boot: {}", secure_boot.text()));
+    // It only says what is; the machine goes on without.
+    if let Err(error) = firmware::note(secure_boot) {
+        say(&format!("{error:#}"));
+    }
     let disk = Disk::of_root()?;
     let partition = disk.partition(STATE).with_context(|| format!("{} has no partition {STATE}", disk.name))?;
     let (mapped, opened) = crypt::open(&partition.device, STATE, |mapped| {

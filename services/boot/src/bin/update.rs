@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use boot::bundle::{Bundle, KERNEL, Machine, PARTS};
+use boot::firmware::SecureBoot;
 use boot::sysfs::Disk;
 use boot::version::Version;
 use boot::{entry, health, run};
@@ -45,7 +46,7 @@ enum Command {
         #[arg(long, default_value_t = 180)]
         deadline: u64,
     },
-    /// Show the version that runs, its slot, and what the boot menu has
+    /// Show the version that runs, its slot, whether the firmware checks signatures, and what the boot menu has
     Status,
 }
 
@@ -119,6 +120,7 @@ fn check(deadline: Duration) -> Result<()> {
 fn status() -> Result<()> {
     let disk = Disk::of_root()?;
     println!("running {} from {}", running_version()?, disk.root_label()?);
+    println!("secure boot: {}", SecureBoot::look().text());
     let esp = Esp::mount(&disk)?;
     for entry in entry::all(&esp.menu())? {
         let state = match entry.tries {
