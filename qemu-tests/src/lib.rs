@@ -7,6 +7,7 @@
 
 pub mod image;
 pub mod registry;
+pub mod second;
 
 use std::io::Write as _;
 use std::path::PathBuf;
