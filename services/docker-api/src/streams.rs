@@ -35,18 +35,22 @@ impl Framing {
     /// A piece of output as it goes over the wire.
     #[must_use]
     pub fn encode(self, stream: Stream, bytes: &[u8]) -> Bytes {
-        match self {
-            Self::Raw => Bytes::copy_from_slice(bytes),
-            Self::Frames => {
-                let mut frame = BytesMut::with_capacity(8 + bytes.len());
-                frame.put_u8(if stream == Stream::Stdout { 1 } else { 2 });
-                frame.put_bytes(0, 3);
-                // Pieces are bounded by the log's records, far below 4 GiB.
-                frame.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-                frame.put_slice(bytes);
-                frame.freeze()
-            }
+        let mut out = BytesMut::new();
+        self.put(&mut out, stream, &[bytes]);
+        out.freeze()
+    }
+
+    /// Adds a piece of output, which is in parts, as it goes over the wire.
+    pub fn put(self, out: &mut BytesMut, stream: Stream, parts: &[&[u8]]) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        out.reserve(8 + length);
+        if self == Self::Frames {
+            out.put_u8(if stream == Stream::Stdout { 1 } else { 2 });
+            out.put_bytes(0, 3);
+            // Pieces are bounded by the log's records, far below 4 GiB.
+            out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
         }
+        parts.iter().for_each(|part| out.put_slice(part));
     }
 
     /// The media type; clients before 1.42 know only one.

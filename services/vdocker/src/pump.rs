@@ -9,6 +9,9 @@ const MAX_AFTER_EXIT: usize = 1 << 20;
 /// How long a terminal may take to pass on what was written to it, nanoseconds.
 const TERMINAL_DELAY_NS: i64 = 200_000_000;
 
+/// What a process writes at once when it writes much: a full buffer of the C library's.
+const MUCH: usize = 4096;
+
 /// Reads until both ends have come. With `process` (a pidfd), also ends when that process has exited and what it wrote is read:
 /// a child of it that lives on may hold the pipes for ever.
 pub fn pump(
@@ -39,7 +42,7 @@ pub fn pump(
             if !is_ready[index - 1] {
                 return true;
             }
-            match rustix::io::retry_on_intr(|| rustix::io::read(fd.as_fd(), &mut buffer)) {
+            match read(fd.as_fd(), &mut buffer) {
                 // A terminal whose other side is closed by all says EIO.
                 Ok(0) | Err(_) => false,
                 Ok(length) => {
@@ -52,6 +55,26 @@ pub fn pump(
         // After the reads: what was ready at the exit's notice was written before it, and more may be.
         exited |= is_ready.get(index).copied().unwrap_or(false);
     }
+}
+
+/// Reads what there is. A process that writes much writes more while it is let: fewer and larger pieces cost the guest and the
+/// host less. Short output, somebody's answer, is not kept waiting.
+fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    let mut length = rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?;
+    while (MUCH..buffer.len()).contains(&length) {
+        std::thread::yield_now();
+        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        if ready != Ok(1) || !fds[0].revents().contains(PollFlags::IN) {
+            break;
+        }
+        match rustix::io::read(fd, &mut buffer[length..]) {
+            // The end is read again by the next call.
+            Ok(0) | Err(_) => break,
+            Ok(more) => length += more,
+        }
+    }
+    Ok(length)
 }
 
 #[cfg(test)]

@@ -145,16 +145,17 @@ impl Record {
 #[derive(Debug)]
 pub struct LogReader {
     paths: [PathBuf; 2],
+    /// Opened once: they are emptied, never replaced.
+    files: [Option<File>; 2],
     current: Option<Current>,
     partial: Vec<u8>,
     skipping: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Current {
     index: usize,
     number: u64,
-    file: File,
     offset: u64,
 }
 
@@ -162,7 +163,7 @@ impl LogReader {
     /// A reader that starts with the oldest record there is.
     #[must_use]
     pub fn new(paths: [PathBuf; 2]) -> Self {
-        Self { paths, current: None, partial: Vec::new(), skipping: false }
+        Self { paths, files: [None, None], current: None, partial: Vec::new(), skipping: false }
     }
 
     /// A reader that starts after the newest record that is there now.
@@ -180,23 +181,28 @@ impl LogReader {
     /// # Errors
     /// When a file cannot be read.
     pub fn read(&mut self) -> io::Result<Vec<Record>> {
+        self.read_about(1 << 20)
+    }
+
+    /// The next records, about so many bytes of them and at least one piece of the file; empty when there are no more for now.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn read_about(&mut self, bytes: usize) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
-        let mut budget: usize = 1 << 20;
+        let mut budget = bytes;
+        let mut buffer = vec![0u8; 64 * 1024];
         loop {
             if self.current.is_none() && !self.open_next(0)? {
                 return Ok(records);
             }
-            let Some(current) = self.current.as_mut() else {
+            let Some(Current { index, number, offset }) = self.current else {
                 return Ok(records);
             };
-            let mut buffer = vec![0u8; 64 * 1024];
-            let got = current.file.read_at(&mut buffer, current.offset)?;
+            let got = self.file(index)?.map_or(Ok(0), |file| file.read_at(&mut buffer, offset))?;
             if got == 0 {
-                let number = current.number;
                 // Read to the end: has the other file begun a higher number, or this one been emptied under us?
-                if self.header(self.current.as_ref().map_or(0, |c| c.index))? != Some(number)
-                    || self.has_successor(number)?
-                {
+                if self.header(index)? != Some(number) || self.has_successor(number)? {
                     self.partial.clear();
                     self.skipping = false;
                     if self.open_next(number)? {
@@ -205,7 +211,7 @@ impl LogReader {
                 }
                 return Ok(records);
             }
-            current.offset += got as u64;
+            self.current = Some(Current { index, number, offset: offset + got as u64 });
             self.take(&buffer[..got], &mut records);
             budget = budget.saturating_sub(got);
             if budget == 0 {
@@ -217,6 +223,10 @@ impl LogReader {
     fn take(&mut self, bytes: &[u8], records: &mut Vec<Record>) {
         for part in bytes.split_inclusive(|b| *b == b'\n') {
             let ends = part.ends_with(b"\n");
+            if ends && !self.skipping && self.partial.is_empty() {
+                records.extend(record(part));
+                continue;
+            }
             if !self.skipping {
                 self.partial.extend_from_slice(part);
                 if self.partial.len() > MAX_RECORD {
@@ -225,11 +235,8 @@ impl LogReader {
                 }
             }
             if ends {
-                // The header and lines that a cut of the power left half written are no records.
-                if !self.skipping
-                    && let Ok(record) = serde_json::from_slice::<Record>(&self.partial)
-                {
-                    records.push(record);
+                if !self.skipping {
+                    records.extend(record(&self.partial));
                 }
                 self.partial.clear();
                 self.skipping = false;
@@ -237,15 +244,22 @@ impl LogReader {
         }
     }
 
-    fn header(&self, index: usize) -> io::Result<Option<u64>> {
-        match File::open(&self.paths[index]) {
-            Ok(file) => read_header(&file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+    fn file(&mut self, index: usize) -> io::Result<Option<&File>> {
+        if self.files[index].is_none() {
+            self.files[index] = match File::open(&self.paths[index]) {
+                Ok(file) => Some(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
         }
+        Ok(self.files[index].as_ref())
     }
 
-    fn has_successor(&self, number: u64) -> io::Result<bool> {
+    fn header(&mut self, index: usize) -> io::Result<Option<u64>> {
+        self.file(index)?.map_or(Ok(None), read_header)
+    }
+
+    fn has_successor(&mut self, number: u64) -> io::Result<bool> {
         Ok((0..2).map(|i| self.header(i)).collect::<io::Result<Vec<_>>>()?.into_iter().flatten().any(|n| n > number))
     }
 
@@ -263,9 +277,14 @@ impl LogReader {
         let Some((number, index)) = best else {
             return Ok(false);
         };
-        self.current = Some(Current { index, number, file: File::open(&self.paths[index])?, offset: 0 });
+        self.current = Some(Current { index, number, offset: 0 });
         Ok(true)
     }
+}
+
+/// A line's record; the header and lines that a cut of the power left half written are none.
+fn record(line: &[u8]) -> Option<Record> {
+    serde_json::from_slice(line).ok()
 }
 
 fn read_header(file: &File) -> io::Result<Option<u64>> {

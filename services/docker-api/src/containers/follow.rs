@@ -17,6 +17,9 @@ use zone::log::{LogReader, Record};
 /// Looks again after this long, should a file system not tell of changes.
 const SAFETY: Duration = Duration::from_secs(2);
 
+/// About how much is read at once of what was just written.
+const NEW: usize = 64 * 1024;
+
 /// Which exits had been there when following began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Baseline {
@@ -53,6 +56,8 @@ pub struct Follower {
     dir: PathBuf,
     events: Option<EventStream<Vec<u8>>>,
     watched: bool,
+    /// All that was there has been read: what comes is new, and still in memory.
+    at_end: bool,
     changes: watch::Receiver<Arc<World>>,
     container: ContainerId,
 }
@@ -75,7 +80,7 @@ impl Follower {
             Some(reader) => reader,
             None => Ok(LogReader::new(files)),
         };
-        let mut follower = Self { reader: None, dir, events, watched: false, changes, container };
+        let mut follower = Self { reader: None, dir, events, watched: false, at_end, changes, container };
         follower.watch();
         follower.reader = Some(tokio::task::spawn_blocking(make).await.map_err(io::Error::other)??);
         Ok(follower)
@@ -100,13 +105,20 @@ impl Follower {
     /// When the files cannot be read.
     pub async fn read(&mut self) -> io::Result<Vec<Record>> {
         let Some(mut reader) = self.reader.take() else { return Ok(Vec::new()) };
-        let (reader, records) = tokio::task::spawn_blocking(move || {
-            let records = reader.read();
+        // What was just written needs no other thread, which would cost more than to read it.
+        let (reader, records) = if self.at_end {
+            let records = reader.read_about(NEW);
             (reader, records)
-        })
-        .await
-        .map_err(io::Error::other)?;
+        } else {
+            tokio::task::spawn_blocking(move || {
+                let records = reader.read();
+                (reader, records)
+            })
+            .await
+            .map_err(io::Error::other)?
+        };
         self.reader = Some(reader);
+        self.at_end = records.as_ref().is_ok_and(|records| self.at_end || records.is_empty());
         let mut records = match records {
             Err(error) if not_yet(&error) => Vec::new(),
             other => other?,

@@ -10,7 +10,7 @@ use crate::version::ApiVersion;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use zone::log::{Data, Record, Stream};
 
 /// The longest line that is put together; longer ones come in parts.
 const MAX_LINE: usize = 64 * 1024;
+/// About how much is sent at once.
+const BATCH: usize = 64 * 1024;
 const FOREVER: Duration = Duration::from_secs(86_400);
 /// The most lines that `tail` keeps.
 const MAX_TAIL: usize = 1_000_000;
@@ -87,18 +89,10 @@ impl Wanted {
         stream && self.since.is_none_or(|s| line.time_ns >= s) && self.until.is_none_or(|u| line.time_ns <= u)
     }
 
-    fn encode(&self, line: &Line) -> Bytes {
-        let mut bytes = Vec::with_capacity(line.bytes.len() + 32);
-        if self.prefix.timestamps {
-            bytes.extend_from_slice(log_time(line.time_ns).as_bytes());
-            bytes.push(b' ');
-        }
-        if let Some(details) = &self.prefix.details {
-            bytes.extend_from_slice(details.as_bytes());
-            bytes.push(b' ');
-        }
-        bytes.extend_from_slice(&line.bytes);
-        self.framing.encode(line.stream, &bytes)
+    fn encode(&self, line: &Line, out: &mut BytesMut) {
+        let time = if self.prefix.timestamps { log_time(line.time_ns) + " " } else { String::new() };
+        let details = self.prefix.details.as_deref().map(|d| format!("{d} ")).unwrap_or_default();
+        self.framing.put(out, line.stream, &[time.as_bytes(), details.as_bytes(), &line.bytes]);
     }
 }
 
@@ -178,8 +172,12 @@ async fn send(
                 fresh.extend(kept.drain(..));
             }
         }
-        for line in &fresh {
-            if sender.send(Ok(wanted.encode(line))).await.is_err() {
+        // Lines go together: each send is a chunk of the answer, and costs as much as many lines.
+        let mut out = BytesMut::new();
+        for (index, line) in fresh.iter().enumerate() {
+            wanted.encode(line, &mut out);
+            let full = out.len() >= BATCH || index + 1 == fresh.len();
+            if full && sender.send(Ok(out.split().freeze())).await.is_err() {
                 return Ok(());
             }
         }

@@ -27,12 +27,11 @@ pub fn get(agent: &Arc<Agent>, container: &Container) -> Result<Answer, Refusal>
     let work = move |stream: &Arc<Stream>| {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
         let mut out: &Stream = stream;
-        let mut chunks = Chunks(stream);
         // An archive that breaks off has no last chunk: the client sees that it is not whole.
         let sent = out.write_all(head.as_bytes()).and_then(|()| {
-            let mut buffered = io::BufWriter::with_capacity(64 * 1024, &mut chunks);
-            pack(upper.as_fd(), &mut buffered)?;
-            buffered.flush()
+            let mut chunks = Chunks::new(stream);
+            pack(upper.as_fd(), &mut chunks)?;
+            chunks.flush()
         });
         match sent {
             Ok(()) => drop(out.write_all(b"0\r\n\r\n")),

@@ -127,13 +127,8 @@ fn download(agent: &Arc<Agent>, handle: OwnedFd, base: String, header: String) -
             "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\n{header}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         );
         let mut out: &Stream = stream;
-        let mut chunks = Chunks(stream);
         // An archive that breaks off has no last chunk: the client sees that it is not whole.
-        let sent = out.write_all(head.as_bytes()).and_then(|()| {
-            let mut buffered = io::BufWriter::with_capacity(64 * 1024, &mut chunks);
-            pack::pack(&handle, &base, &mut buffered)?;
-            buffered.flush()
-        });
+        let sent = out.write_all(head.as_bytes()).and_then(|()| pack::pack(&handle, &base, &mut Chunks::new(stream)));
         match sent {
             Ok(()) => drop(out.write_all(b"0\r\n\r\n")),
             Err(error) => crate::console::say(&format!("cannot archive {base}: {error}")),
@@ -143,21 +138,46 @@ fn download(agent: &Arc<Agent>, handle: OwnedFd, base: String, header: String) -
     Answer::Download(Box::new(work))
 }
 
-/// Writes each piece as a chunk.
-struct Chunks<'a>(&'a Stream);
+/// Collects what is written to chunks, and sends each with one call: it goes to the host as one packet.
+struct Chunks<'a> {
+    stream: &'a Stream,
+    /// Room for the length, and the chunk.
+    buffer: Vec<u8>,
+}
 
-impl Write for &mut Chunks<'_> {
+impl<'a> Chunks<'a> {
+    /// Four digits and the end of their line.
+    const HEAD: usize = 6;
+    /// With its line ends no more than the largest packet.
+    const FULL: usize = 64 * 1024 - 2;
+
+    fn new(stream: &'a Stream) -> Self {
+        let mut buffer = Vec::with_capacity(64 * 1024);
+        buffer.resize(Self::HEAD, 0);
+        Self { stream, buffer }
+    }
+}
+
+impl Write for Chunks<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !bytes.is_empty() {
-            let mut out: &Stream = self.0;
-            out.write_all(format!("{:x}\r\n", bytes.len()).as_bytes())?;
-            out.write_all(bytes)?;
-            out.write_all(b"\r\n")?;
+        let length = bytes.len().min(Self::FULL - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..length]);
+        if self.buffer.len() == Self::FULL {
+            self.flush()?;
         }
-        Ok(bytes.len())
+        Ok(length)
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        let length = self.buffer.len() - Self::HEAD;
+        // A chunk without a byte would be the last one.
+        if length > 0 {
+            self.buffer[..Self::HEAD].copy_from_slice(format!("{length:04x}\r\n").as_bytes());
+            self.buffer.extend_from_slice(b"\r\n");
+            let mut out = self.stream;
+            out.write_all(&self.buffer)?;
+            self.buffer.truncate(Self::HEAD);
+        }
         Ok(())
     }
 }
@@ -200,6 +220,29 @@ pub fn put(container: &Container, request: &mut Request) -> Result<Answer, Refus
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::request::Request;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn chunks_come_back_as_what_was_written() {
+        let written: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+        let (client, server) = UnixStream::pair().unwrap();
+        let bytes = written.clone();
+        let writer = std::thread::spawn(move || {
+            let stream = Stream(client.into());
+            (&stream).write_all(b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+            let mut chunks = Chunks::new(&stream);
+            bytes.chunks(777).for_each(|piece| chunks.write_all(piece).unwrap());
+            chunks.flush().unwrap();
+            (&stream).write_all(b"0\r\n\r\nNEXT").unwrap();
+        });
+        let mut request = Request::read(&Arc::new(Stream(server.into())), Vec::new()).unwrap();
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut request.body(), &mut read).unwrap();
+        writer.join().unwrap();
+        assert!(read == written && request.body_is_read());
+        assert!(b"NEXT".starts_with(&request.into_rest()));
+    }
 
     #[test]
     fn modes_are_gos() {

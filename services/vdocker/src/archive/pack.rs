@@ -6,12 +6,14 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use tar::{Builder, EntryType, Header};
 
 /// Deeper folders are an error: each holds a descriptor and a part of a small stack.
 pub(super) const MAX_DEPTH: u32 = 128;
+/// What of a file is read at once.
+const PIECE: usize = 64 * 1024;
 /// How many files with several names are remembered; later ones are archived as copies.
 const MAX_LINKS: usize = 100_000;
 
@@ -105,6 +107,8 @@ impl<W: Write> Packer<W> {
         let length = fgetxattr(&file, "security.capability", &mut capability).unwrap_or(0);
         // A file that shrinks meanwhile is filled up with zeroes, one that grows is cut: the header's length holds.
         let size = stat.st_size.unsigned_abs();
+        // Archives are written in small pieces, which need not all be asked of the kernel.
+        let file = BufReader::with_capacity(usize::try_from(size).map_or(PIECE, |size| size.clamp(1, PIECE)), file);
         self.append(stat, EntryType::Regular, name, None, &capability[..length], file.chain(io::repeat(0)).take(size))
     }
 

@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -19,6 +19,8 @@ use tar::{Archive, Entry, EntryType};
 
 /// Deeper folders are not removed: each takes a part of a small stack.
 const MAX_DEPTH: u32 = 128;
+/// What of a file is read and written at once.
+const PIECE: usize = 64 * 1024;
 /// How many folders get their times back at the end.
 const MAX_TIMES: usize = 100_000;
 
@@ -160,7 +162,7 @@ impl Unpacker<'_> {
             EntryType::Fifo => mknodat(at, name, FileType::Fifo, mode, 0)?,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                io::copy(entry, &mut File::from(openat(at, name, flags, mode)?))?;
+                copy(entry, &mut File::from(openat(at, name, flags, mode)?))?;
             }
             other => return Err(io::Error::other(format!("entries of the type {other:?} are not supported"))),
         }
@@ -203,6 +205,19 @@ impl Unpacker<'_> {
         }
         utimensat(at, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(times)
+    }
+}
+
+/// A file's content, in pieces as large as what comes from the host at once.
+fn copy(entry: &mut Entry<'_, impl Read>, file: &mut File) -> io::Result<()> {
+    let mut buffer = vec![0; usize::try_from(entry.size()).map_or(PIECE, |size| size.clamp(1, PIECE))];
+    loop {
+        match entry.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => file.write_all(&buffer[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

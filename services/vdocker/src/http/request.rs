@@ -12,6 +12,8 @@ const MAX_HEADERS: usize = 64;
 const MAX_JSON: u64 = 1 << 20;
 /// The longest line between chunks.
 const MAX_CHUNK_LINE: usize = 4096;
+/// What is taken from the connection at once: the lines between chunks are too short to ask the kernel for each.
+const PIECE: usize = 64 * 1024;
 
 /// A request.
 #[derive(Debug)]
@@ -62,8 +64,10 @@ impl RequestError {
 #[derive(Debug)]
 struct Body {
     stream: Arc<Stream>,
-    /// Bytes that came behind the head.
+    /// Bytes that came behind the head, or behind what was read of the body.
     ahead: Vec<u8>,
+    /// How many of them are used up.
+    used: usize,
     left: Left,
 }
 
@@ -141,7 +145,7 @@ impl Request {
             keep_alive: parsed.version == Some(1) && !has("connection", "close"),
             upgrade: header("upgrade").is_some(),
             query,
-            body: Body { stream: Arc::clone(stream), ahead: bytes[end..].to_vec(), left },
+            body: Body { stream: Arc::clone(stream), ahead: bytes[end..].to_vec(), used: 0, left },
         }))
     }
 
@@ -185,19 +189,27 @@ impl Request {
     }
 
     /// What came behind this request.
-    pub fn into_rest(self) -> Vec<u8> {
-        self.body.ahead
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.body.ahead.split_off(self.body.used)
     }
 }
 
 impl Body {
     fn raw(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.ahead.is_empty() {
-            return (&*self.stream).read(buffer);
+        if self.used == self.ahead.len() {
+            if buffer.len() >= PIECE {
+                return (&*self.stream).read(buffer);
+            }
+            self.used = 0;
+            self.ahead.resize(PIECE, 0);
+            let got = (&*self.stream).read(&mut self.ahead);
+            self.ahead.truncate(*got.as_ref().unwrap_or(&0));
+            got?;
         }
-        let length = self.ahead.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&self.ahead[..length]);
-        self.ahead.drain(..length);
+        let held = &self.ahead[self.used..];
+        let length = held.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&held[..length]);
+        self.used += length;
         Ok(length)
     }
 
