@@ -64,7 +64,7 @@ pub fn run(sizes: &Sizes, only: &[String]) -> Result<()> {
         ("traced", &|| bench.traced(TRACED.min(runs))),
         ("memory", &|| bench.memory()),
         ("crowds", &|| bench.crowds(runs)),
-        ("traffic", &|| traffic::run(sizes, about)),
+        ("traffic", &|| traffic::run(sizes, &peer, about)),
         ("size", &|| bench.size()),
     ];
     for (name, part) in parts {

@@ -68,6 +68,13 @@ impl<'a> Peer<'a> {
         Ok(Self { guest, waiting, version: format!("QEMU {number} microvm"), vhost_net })
     }
 
+    /// The same with another guest: only one listens for guests.
+    #[must_use]
+    pub fn with<'b>(&self, guest: &'b Guest) -> Peer<'b> {
+        let (waiting, version) = (Arc::clone(&self.waiting), self.version.clone());
+        Peer { guest, waiting, version, vhost_net: self.vhost_net }
+    }
+
     fn initrd(&self, args: Args, number: u32) -> Result<PathBuf> {
         let agent = std::fs::read(Guest::artefact("initramfs.cpio")?).context("read the initramfs")?;
         let initrd = self.guest.folder.join(format!("peer-{number}.cpio"));

@@ -42,19 +42,19 @@ struct Traffic<'a> {
 ///
 /// # Errors
 /// When either monitor cannot do it.
-pub fn run(sizes: &Sizes, about: About<'_>) -> Result<()> {
+pub fn run(sizes: &Sizes, peer: &Peer<'_>, about: About<'_>) -> Result<()> {
     std::thread::scope(|scope| {
         let own = scope.spawn(|| {
             // SAFETY: only this thread changes its network; it shares no socket with another.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
                 .context("make a network namespace")?;
-            measure(sizes.rounds, about)
+            measure(sizes.rounds, peer, about)
         });
         own.join().map_err(|_| anyhow::anyhow!("a measurement panicked"))?
     })
 }
 
-fn measure(rounds: u32, about: About<'_>) -> Result<()> {
+fn measure(rounds: u32, peer: &Peer<'_>, about: About<'_>) -> Result<()> {
     let mut guest = Guest::with(FOLDER, |root| {
         let own = std::env::current_exe().context("find this program")?;
         std::fs::copy(own, root.join("bin/bench")).context("copy this program")?;
@@ -65,7 +65,7 @@ fn measure(rounds: u32, about: About<'_>) -> Result<()> {
     make_tap()?;
     (guest.data, guest.tap) = (Some(data), Some(TAP));
     let ours = Ours { guest: &guest, template: None };
-    let peer = Peer::new(&guest)?;
+    let peer = peer.with(&guest);
     let vhost = if peer.vhost_net { "with vhost-net" } else { "without vhost-net, which this kernel has not" };
     let traffic = Traffic { monitors: [&ours, &peer], rounds, about };
     let disk = format!("disk of {DISK_MIB} MiB in memory, O_DIRECT; the peer with io_uring");
@@ -95,10 +95,10 @@ impl Traffic<'_> {
 fn make_tap() -> Result<()> {
     let (host, guest) = (HOST.0.to_string(), GUEST.0.to_string());
     for words in [
-        ["tuntap", "add", "dev", TAP, "mode", "tap"],
-        ["link", "set", TAP, "address", HOST.1, "up"],
-        ["address", "add", &host, "dev", TAP, "noprefixroute"],
-        ["route", "add", &guest, "dev", TAP, "onlink"],
+        &["tuntap", "add", "dev", TAP, "mode", "tap"][..],
+        &["link", "set", TAP, "address", HOST.1, "up"],
+        &["address", "add", &host, "dev", TAP],
+        &["route", "add", &guest, "dev", TAP],
     ] {
         let said = Command::new("ip").args(words).output().context("start ip")?;
         ensure!(said.status.success(), "ip {}: {}", words.join(" "), String::from_utf8_lossy(&said.stderr));
