@@ -150,7 +150,7 @@ impl Bench {
 
     fn logs(&self) -> Result<()> {
         let (lines, name) = (self.sizes.lines, format!("{PREFIX}logs"));
-        // It stays: on a slow machine the peer's log ends where it was two seconds after the container's end.
+        // It stays: on a slow machine the peer's log of a container that has ended is short.
         let command = format!("seq {lines}; sleep 1000000");
         self.on_both(|engine| engine.run(&["run", "--name", &name, "-d", IMAGE, "sh", "-c", &command]).map(drop))?;
         self.on_both(|engine| {
