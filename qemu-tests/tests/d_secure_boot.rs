@@ -15,7 +15,8 @@ mkdir -p /run/esp
 for part in /sys/class/block/*; do grep -q PARTNAME=kraud-esp "$part/uevent" && esp=/dev/${part##*/}; done
 mount -t vfat -o umask=0077,iocharset=ascii "$esp" /run/esp
 menu=/run/esp/EFI/Linux
-cp "$menu"/kraudbox-*.efi "$menu/kraudbox-9.9.9+3.efi"
+for word in $(cat /proc/cmdline); do case $word in kraud.version=*) running=${word#*=} ;; esac; done
+cp "$menu/kraudbox-$running.efi" "$menu/kraudbox-9.9.9+3.efi"
 size=$(stat -c %s "$menu/kraudbox-9.9.9+3.efi")
 half=$((size / 2))
 old=$(dd if="$menu/kraudbox-9.9.9+3.efi" bs=1 skip=$half count=1 2>/dev/null | busybox od -An -tu1)
