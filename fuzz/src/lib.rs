@@ -8,9 +8,12 @@
 mod bali;
 mod boot;
 mod cradle;
+mod docker_api;
+mod images;
 mod input;
 pub mod memory;
 mod scratch;
+mod services;
 mod tar;
 mod vdocker;
 mod zone;
@@ -57,6 +60,16 @@ pub const TARGETS: &[Target] = &[
     target("boot-gpt", 512, 3_000, boot::gpt),
     target("boot-luks", 2048, 5_000, boot::luks),
     target("boot-texts", 1024, 20_000, boot::texts),
+    target("docker-create", 4096, 10_000, docker_api::create),
+    target("docker-query", 1024, 20_000, docker_api::query),
+    target("docker-words", 512, 20_000, docker_api::words),
+    target("images-manifest", 2048, 20_000, images::manifest),
+    target("images-words", 512, 20_000, images::words_of_clients),
+    target("images-dockerfile", 1024, 8_000, images::dockerfile),
+    target("images-archive", 2048, 5_000, images::archive),
+    target("images-layer", 2048, 5_000, images::layers),
+    target("macro-transactions", 2048, 20_000, services::transactions),
+    target("vpc-names", 512, 20_000, services::names),
     target("zone-documents", 2048, 20_000, zone::documents),
     target("zone-log", 4096, 5_000, zone::log),
     target("zone-orders", 512, 20_000, zone::orders),

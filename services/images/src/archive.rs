@@ -4,6 +4,7 @@
 
 use crate::digest::Digest;
 use crate::fail::{MAX_ARCHIVE_ENTRIES, MAX_CONFIG, MAX_MANIFEST, Result, invalid, io};
+use crate::headers::Bound;
 use crate::manifest::{Descriptor, Index, Manifest, Platform, is_index};
 use crate::reference::Reference;
 use serde::Deserialize;
@@ -57,9 +58,13 @@ impl Archive {
         let file = File::open(path).map_err(io("cannot open an archive"))?;
         let length = file.metadata().map_err(io("cannot read an archive's size"))?.len();
         let mut archive = Self { path: path.to_owned(), files: HashMap::new(), links: HashMap::new() };
-        let mut reader = tar::Archive::new(file);
-        for (count, entry) in reader.entries_with_seek().map_err(io("cannot read the archive"))?.enumerate() {
-            if count >= MAX_ARCHIVE_ENTRIES {
+        let bound = Bound::default();
+        let mut reader = tar::Archive::new(bound.reader(file));
+        let mut entries = reader.entries_with_seek().map_err(io("cannot read the archive"))?;
+        let mut count = 0;
+        while let Some(entry) = bound.next(&mut entries) {
+            count += 1;
+            if count > MAX_ARCHIVE_ENTRIES {
                 return Err(invalid(format!("the archive has more than {MAX_ARCHIVE_ENTRIES} files")));
             }
             let entry = entry.map_err(io("the archive is damaged or no tar archive"))?;

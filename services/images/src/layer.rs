@@ -6,6 +6,7 @@
 use crate::compress;
 use crate::digest::{Digest, copy_hashed};
 use crate::fail::{MAX_LAYER, MAX_LAYER_ENTRIES, Result, blocking, internal, invalid, io};
+use crate::headers::Bound;
 use crate::mkfs::{Mkfs, RootInode};
 use crate::oldtar;
 use crate::store::Store;
@@ -119,23 +120,29 @@ fn modernized(store: &Store, archive: Archive, old: &[u64]) -> Result<Archive> {
 }
 
 /// What reading the headers told.
-struct Checked {
+#[derive(Debug)]
+pub struct Checked {
     /// What the archive says of `/`, if anything.
-    root: Option<RootInode>,
+    pub root: Option<RootInode>,
     /// Positions of headers that mkfs.erofs does not know.
-    old: Vec<u64>,
+    pub old: Vec<u64>,
 }
 
-/// Reads all headers; refuses what no layer has.
-fn check(path: &Path) -> Result<Checked> {
+/// Reads all headers of an uncompressed archive.
+///
+/// # Errors
+/// `Invalid` when it has what no layer has.
+pub fn check(path: &Path) -> Result<Checked> {
     let file = File::open(path).map_err(io("cannot open a layer"))?;
     let length = file.metadata().map_err(io("cannot read a layer's size"))?.len();
-    let mut archive = tar::Archive::new(file);
-    let entries = archive.entries_with_seek().map_err(io("cannot read a layer"))?;
-    let (mut root, mut total, mut old) = (None, 0_u64, Vec::new());
-    for (count, entry) in entries.enumerate() {
+    let bound = Bound::default();
+    let mut archive = tar::Archive::new(bound.reader(file));
+    let mut entries = archive.entries_with_seek().map_err(io("cannot read a layer"))?;
+    let (mut root, mut total, mut old, mut count) = (None, 0_u64, Vec::new(), 0);
+    while let Some(entry) = bound.next(&mut entries) {
         let entry = entry.map_err(io("a layer's archive is damaged"))?;
-        if count >= MAX_LAYER_ENTRIES {
+        count += 1;
+        if count > MAX_LAYER_ENTRIES {
             return Err(invalid(format!("a layer has more than {MAX_LAYER_ENTRIES} files")));
         }
         let name = entry.path().map_err(io("a layer has an unreadable name"))?.into_owned();

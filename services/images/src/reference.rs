@@ -69,7 +69,12 @@ impl Reference {
         if self.domain != DEFAULT_DOMAIN {
             return self.repository();
         }
-        self.path.strip_prefix("library/").filter(|p| !p.contains('/')).unwrap_or(&self.path).to_owned()
+        let short = self.path.strip_prefix("library/").filter(|p| !p.contains('/')).unwrap_or(&self.path);
+        // What would be read as another registry keeps its own.
+        match short.split_once('/') {
+            Some((host, _)) if host.contains('.') || host == "localhost" => self.repository(),
+            _ => short.to_owned(),
+        }
     }
 
     /// The whole reference as people write it.
@@ -148,6 +153,14 @@ mod tests {
         ] {
             let r = Reference::parse(given).unwrap();
             assert_eq!((r.to_string().as_str(), r.familiar().as_str()), (full, familiar), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_short_name_is_never_that_of_another_registry() {
+        for full in ["docker.io/host.io/a:1", "docker.io/localhost/a:1", "docker.io/library/a:1", "docker.io/b/a:1"] {
+            let reference = Reference::parse(full).unwrap();
+            assert_eq!(Reference::parse(&reference.familiar()).unwrap(), reference, "{full}");
         }
     }
 

@@ -159,26 +159,45 @@ async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> std::io::Result
     stream.write_all(&[&len.to_be_bytes(), message].concat()).await
 }
 
-/// None for what is no question at all.
-async fn answer(shared: &Shared, gateway: Ipv4Addr, client: IpAddr, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
+/// What is to be done with a question.
+#[derive(Debug)]
+pub enum Judged {
+    /// This is the answer.
+    Answered(Vec<u8>),
+    /// Other servers are to be asked.
+    ForOthers(Box<Message>),
+}
+
+/// Reads a question of a client of these networks; none for what is no question at all.
+#[must_use]
+pub fn judge(networks: &[&Names], question: &[u8]) -> Option<Judged> {
     let message = Message::from_vec(question).ok()?;
     if message.metadata.message_type != MessageType::Query {
         return None;
     }
-    let query = match message.queries.as_slice() {
-        [query] if message.metadata.op_code == OpCode::Query => query,
-        _ => return reply(&message, ResponseCode::NotImp, Vec::new()),
+    let found = match message.queries.as_slice() {
+        [query] if message.metadata.op_code == OpCode::Query => look_up(networks, query),
+        _ => Some((ResponseCode::NotImp, Vec::new())),
     };
-    let (local, servers) = {
+    match found {
+        Some((code, records)) => reply(&message, code, records).map(Judged::Answered),
+        None => Some(Judged::ForOthers(Box::new(message))),
+    }
+}
+
+/// None for what is no question at all.
+async fn answer(shared: &Shared, gateway: Ipv4Addr, client: IpAddr, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
+    let (judged, servers) = {
         let tables = shared.tables.read().ok()?;
         let asker = if let IpAddr::V4(ip) = client { tables.askers.get(&ip) } else { None };
         let gateways = asker.map_or(std::slice::from_ref(&gateway), |a| &a.gateways);
         let names: Vec<&Names> = gateways.iter().filter_map(|g| tables.names.get(g)).collect();
-        (look_up(&names, query), asker.map(|a| a.upstreams.clone()).unwrap_or_default())
+        (judge(&names, question)?, asker.map(|a| a.upstreams.clone()).unwrap_or_default())
     };
-    if let Some((code, records)) = local {
-        return reply(&message, code, records);
-    }
+    let message = match judged {
+        Judged::Answered(answer) => return Some(answer),
+        Judged::ForOthers(message) => message,
+    };
     let servers = match servers.as_slice() {
         [] => upstreams(&shared.resolv_conf),
         named => named.iter().take(UPSTREAMS_MAX).map(|ip| SocketAddr::new(*ip, 53)).collect(),

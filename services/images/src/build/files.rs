@@ -6,6 +6,7 @@
 use crate::compress;
 use crate::digest::HashWriter;
 use crate::fail::{MAX_LAYER, MAX_LAYER_ENTRIES, Result, invalid, io};
+use crate::headers::{Bound, Bounded};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -240,19 +241,25 @@ impl Tree {
 /// `Invalid` when it is damaged; what `look` gives.
 pub fn each<'a>(
     archive: &Path,
-    mut look: impl FnMut(usize, String, &mut tar::Entry<'_, Box<dyn Read + Send + 'a>>) -> Result<()>,
+    mut look: impl FnMut(usize, String, &mut tar::Entry<'_, Bounded<Box<dyn Read + Send + 'a>>>) -> Result<()>,
 ) -> Result<()> {
     let file = File::open(archive).map_err(io("cannot open an archive"))?;
     let (_, reader) = compress::reader(file).map_err(io("cannot read an archive"))?;
     let reader: Box<dyn Read + Send + 'a> = Box::new(reader.take(MAX_LAYER));
-    let mut archive = tar::Archive::new(reader);
-    for (index, entry) in archive.entries().map_err(io("cannot read an archive"))?.enumerate() {
+    let bound = Bound::default();
+    let mut archive = tar::Archive::new(bound.reader(reader));
+    let mut entries = archive.entries().map_err(io("cannot read an archive"))?;
+    let mut index = 0;
+    while let Some(entry) = bound.next(&mut entries) {
         let mut entry = entry.map_err(io("an archive is damaged"))?;
         let name = entry.path().map_err(io("an archive has an unreadable name"))?.to_string_lossy().into_owned();
         if name.split('/').any(|part| part == "..") {
             return Err(invalid(format!("an archive has a file named {name:.200?}: names must not climb")));
         }
         look(index, clean(&name), &mut entry)?;
+        index += 1;
+        // What is left of the file, so that nothing but headers comes before the next one.
+        std::io::copy(&mut entry, &mut std::io::sink()).map_err(io("an archive is damaged"))?;
     }
     Ok(())
 }

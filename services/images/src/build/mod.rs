@@ -14,14 +14,14 @@ mod cache;
 pub mod config;
 mod copy;
 mod docker;
-mod files;
+pub mod files;
 pub mod parse;
-mod plan;
+pub mod plan;
 mod request;
 mod run;
 mod sources;
 mod stage;
-mod words;
+pub mod words;
 
 pub use cache::{files as cached_files, prune};
 pub use config::{Config, apply, env};

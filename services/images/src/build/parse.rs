@@ -6,6 +6,8 @@ use crate::fail::{Result, invalid};
 
 /// Instructions of one Dockerfile.
 const MAX_INSTRUCTIONS: usize = 2_000;
+/// A document's name may be this long: it is looked for at every `<<`.
+const MAX_HEREDOC_NAME: usize = 255;
 
 /// One instruction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -179,11 +181,12 @@ fn heredoc_names(rest: &str) -> Vec<(String, bool, bool)> {
             Some(q) if c == q => quote = None,
             None if c == '"' || c == '\'' => quote = Some(c),
             None if c == '<' && chars.get(at + 1) == Some(&'<') && (at == 0 || chars[at - 1] != '<') => {
-                let word: String = chars[at + 2..].iter().take_while(|c| !c.is_whitespace()).collect();
+                let word = chars[at + 2..].iter().take_while(|c| !c.is_whitespace()).take(MAX_HEREDOC_NAME + 1);
+                let word: String = word.collect();
                 let (strip, word) = word.strip_prefix('-').map_or((false, word.as_str()), |w| (true, w));
                 let name = word.trim_matches(['"', '\'']);
                 let is_name = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-                if !name.is_empty() && name.chars().all(is_name) {
+                if !name.is_empty() && word.len() <= MAX_HEREDOC_NAME && name.chars().all(is_name) {
                     found.push((name.to_owned(), strip, name == word));
                 }
                 at += 1;
@@ -231,6 +234,13 @@ mod tests {
         assert_eq!(bodies, [("a.txt", false, "one\n"), ("b", true, "two\n")]);
         assert!(one("RUN cat <<<here").heredocs.is_empty());
         assert!(parse("RUN <<EOF\nx\n").is_err());
+    }
+
+    #[test]
+    fn a_line_of_beginnings_of_documents_is_read_once() {
+        // Four megabytes: as many steps for each of its beginnings would take hours.
+        let line = format!("RUN {}", "<<a".repeat(1_400_000));
+        assert!(one(&line).heredocs.is_empty());
     }
 
     #[test]

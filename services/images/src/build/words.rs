@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 /// A word with all its values in it may be this long.
 const MAX_EXPANDED: usize = 1 << 20;
+/// Values that stand for other values, `${A:-${B:-${C}}}`: each takes a part of the stack.
+const MAX_DEPTH: usize = 64;
 
 /// The values of variables.
 pub type Values = BTreeMap<String, String>;
@@ -43,7 +45,7 @@ pub fn split(text: &str, escape: char) -> Vec<String> {
 /// `Invalid` when a variable is written wrong, or `${NAME:?…}` has no value.
 pub fn expand(word: &str, values: &Values, escape: char) -> Result<String> {
     let chars: Vec<char> = word.chars().collect();
-    let mut reader = Reader { chars: &chars, at: 0, values, escape, left: MAX_EXPANDED };
+    let mut reader = Reader { chars: &chars, at: 0, values, escape, left: MAX_EXPANDED, depth: 0 };
     reader.until(None)
 }
 
@@ -62,6 +64,7 @@ struct Reader<'a> {
     values: &'a Values,
     escape: char,
     left: usize,
+    depth: usize,
 }
 
 impl Reader<'_> {
@@ -140,7 +143,12 @@ impl Reader<'_> {
         if name.is_empty() || !"-+?".contains(modifier) {
             return Ok(None);
         }
+        if self.depth >= MAX_DEPTH {
+            return Err(invalid(format!("the variable {name:.100?} is nested deeper than {MAX_DEPTH}")));
+        }
+        self.depth += 1;
         let word = self.until(Some('}'))?;
+        self.depth -= 1;
         Ok(Some(match (modifier, value) {
             ('-', value) => value.unwrap_or(word),
             ('+', value) => value.map(|_| word).unwrap_or_default(),
@@ -180,6 +188,13 @@ mod tests {
             assert!(expand(word, &values, '\\').is_err(), "{word}");
         }
         assert_eq!(expand_document("say \"$A\" 'x'", &values).unwrap(), "say \"value\" 'x'");
+    }
+
+    #[test]
+    fn variables_in_variables_have_an_end() {
+        let nested = |depth: usize| format!("{}x{}", "${A:-".repeat(depth), "}".repeat(depth));
+        assert_eq!(expand(&nested(10), &Values::new(), '\\').unwrap(), "x");
+        assert!(expand(&nested(1_000_000), &Values::new(), '\\').unwrap_err().message.contains("nested"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! Nothing that a registry says is believed: every manifest and blob is hashed.
 
 mod ask;
-mod auth;
+pub mod auth;
 mod login;
 mod pull;
 mod push;

@@ -181,6 +181,7 @@ mod tests {
     use super::*;
     use crate::memory::Mem;
     use crate::virtio::chain::{Chain, testing::queue_of};
+    use proptest::prelude::*;
     use std::io::Write as _;
     use virtio_queue::QueueT as _;
     use vm_memory::{Bytes as _, GuestAddress};
@@ -219,6 +220,39 @@ mod tests {
         let across = read(&disk, 7680, 1024).unwrap();
         assert_eq!((across[511], across[512]), (0, 2));
         assert_eq!(read(&disk, 8192, 1024).unwrap(), vec![2; 1024]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Any table: what is read anywhere is what the pieces are, one after the other.
+        #[test]
+        fn a_table_reads_as_its_pieces_in_a_row(
+            pieces in proptest::collection::vec((1usize..9000, 0u64..4, 0u64..6), 1..6),
+            reads in proptest::collection::vec((0u64..80, 1u32..20), 1..8),
+        ) {
+            let (mut disk, mut model) = (Extents::new(true), Vec::new());
+            for (number, (size, offset, len)) in pieces.into_iter().enumerate() {
+                let bytes: Vec<u8> = (0..size).map(|at| (at / 7 + number * 31) as u8).collect();
+                let (from, count) = ((offset * SECTOR) as usize, (len * SECTOR) as usize);
+                let fits = from + count <= size;
+                prop_assert_eq!(disk.push(file(&bytes), offset * SECTOR, len * SECTOR).is_ok(), fits);
+                if fits {
+                    let end = if count == 0 { size } else { from + count };
+                    model.extend_from_slice(&bytes[from..end]);
+                    if count == 0 {
+                        let tail = (size - from).next_multiple_of(BLOCK as usize) - (size - from);
+                        model.resize(model.len() + tail, 0);
+                    }
+                }
+            }
+            prop_assert_eq!(disk.sectors() * SECTOR, model.len() as u64);
+            for (sector, sectors) in reads {
+                let (at, len) = (sector * SECTOR, sectors * SECTOR as u32);
+                let wanted = model.get(at as usize..at as usize + len as usize);
+                prop_assert_eq!(read(&disk, at, len).ok().as_deref(), wanted);
+            }
+        }
     }
 
     #[test]
