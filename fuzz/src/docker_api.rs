@@ -33,7 +33,8 @@ pub fn words(data: &[u8]) {
     }
     if let Ok(reference) = Reference::parse(&text) {
         let full = reference.full();
-        assert_eq!(Reference::parse(&full).ok(), Some(reference.clone()), "{full}");
+        let again = Reference::parse(&full).map(|again| (again.full(), again.repository));
+        assert_eq!(again.ok(), Some((full.clone(), reference.repository.clone())));
         let _ = (names::familiar(&full), reference.or_latest().tagged());
     }
     let path = clean(&text);
