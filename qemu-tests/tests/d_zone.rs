@@ -201,7 +201,9 @@ fn t35_pods_that_come_and_go_leave_nothing_behind() {
         // A connection or two may be open or not at any moment; a leak of one a round is more.
         let (things, descriptors) = now.split_at(4);
         let few = descriptors.iter().zip(&before[4..]).all(|(now, before)| *now <= before + rounds / 2 + 2);
-        if things == &before[..4] && few { Ok(()) } else { Err(format!("before {before:?}, now {now:?}")) }
+        // The pod of before the count may have left something that goes a moment later.
+        let gone = things.iter().zip(&before).all(|(now, before)| now <= before);
+        if gone && few { Ok(()) } else { Err(format!("before {before:?}, now {now:?}")) }
     });
     let failed = inside(&["systemctl", "list-units", "--failed", "--plain", "--no-legend", "kraud-*"]).out;
     assert!(failed.is_empty(), "{failed}");
