@@ -1,6 +1,6 @@
 //! `docker`: what a user of the docker CLI waits for, on the zone and on Docker Engine with runc, in turns, in the same boot.
 
-use crate::engine::{Engine, Engines, IMAGE, PREFIX, milliseconds};
+use crate::engine::{Engine, Engines, IMAGE, PREFIX, Part, milliseconds, run_parts};
 use crate::payload;
 use crate::phases::{PHASES, Phases};
 use crate::samples::{self, About};
@@ -23,9 +23,7 @@ struct Bench {
     sizes: Sizes,
 }
 
-type Part = fn(&Bench) -> Result<()>;
-
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [Part<Bench>; 7] = [
     ("run", Bench::runs),
     ("exec", Bench::execs),
     ("rm", Bench::removals),
@@ -40,13 +38,7 @@ const PARTS: [(&str, Part); 7] = [
 /// # Errors
 /// When either engine cannot do what is measured.
 pub fn run(sizes: &Sizes, only: &[String]) -> Result<()> {
-    let bench = Bench { engines: Engines::start()?, sizes: *sizes };
-    for (name, part) in PARTS {
-        if only.is_empty() || only.iter().any(|o| o == name) {
-            part(&bench).with_context(|| name.to_owned())?;
-        }
-    }
-    Ok(())
+    run_parts(&Bench { engines: Engines::start()?, sizes: *sizes }, &PARTS, only)
 }
 
 impl Bench {

@@ -4,6 +4,8 @@
 
 use crate::api;
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,13 +15,29 @@ const FOLDER: &str = "/run/kraud-bench-docker";
 const PEER_FOLDER: &str = "/zone/bench-docker";
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How long the peer may take to end.
-const ENDING: Duration = Duration::from_secs(20);
+const ENDING: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 /// What every container of a benchmark is called at first.
 pub const PREFIX: &str = "bench-";
 /// The image.
 pub const IMAGE: &str = "bench:latest";
 /// What of busybox is in it.
 const APPLETS: [&str; 7] = ["cat", "echo", "ls", "seq", "sh", "sleep", "true"];
+
+/// A part of the benchmark `B`: its name, and what it does.
+pub type Part<B> = (&'static str, fn(&B) -> Result<()>);
+
+/// Runs the parts of a benchmark, or those whose names are in `only`.
+///
+/// # Errors
+/// Those of the first part that fails, with its name.
+pub fn run_parts<B>(bench: &B, parts: &[Part<B>], only: &[String]) -> Result<()> {
+    for (name, part) in parts {
+        if only.is_empty() || only.iter().any(|o| o == name) {
+            part(bench).with_context(|| (*name).to_owned())?;
+        }
+    }
+    Ok(())
+}
 
 /// One of the two.
 #[derive(Clone, Debug)]
@@ -211,9 +229,8 @@ impl Drop for Peer {
         // It unmounts what it has mounted, and ends its containers' processes, when it is asked to end.
         if let Ok(pid) = std::fs::read_to_string(Path::new(FOLDER).join("pid")) {
             let _ = Command::new("kill").args(["-TERM", pid.trim()]).status();
-            let deadline = Instant::now() + ENDING;
-            while Instant::now() < deadline && matches!(self.0.try_wait(), Ok(None)) {
-                std::thread::sleep(Duration::from_millis(50));
+            if let Ok(process) = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()) {
+                let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&ENDING));
             }
         }
         let _ = self.0.kill();

@@ -2,7 +2,7 @@
 //! it is done by dockerd, containerd and its shim.
 
 use crate::api;
-use crate::engine::{Engine, Engines, IMAGE, milliseconds};
+use crate::engine::{Engine, Engines, IMAGE, Part, milliseconds, run_parts};
 use crate::guest::{Guest, MEMORY_MIB};
 use crate::ours::Ours;
 use crate::payload;
@@ -24,9 +24,7 @@ struct Bench {
     sizes: Sizes,
 }
 
-type Part = fn(&Bench) -> Result<()>;
-
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [Part<Bench>; 6] = [
     ("exec", Bench::execs),
     ("logs", Bench::logs),
     ("attach", Bench::echoes),
@@ -40,13 +38,7 @@ const PARTS: [(&str, Part); 6] = [
 /// # Errors
 /// When either engine cannot do what is measured.
 pub fn run(sizes: &Sizes, only: &[String]) -> Result<()> {
-    let bench = Bench { engines: Engines::start()?, sizes: *sizes };
-    for (name, part) in PARTS {
-        if only.is_empty() || only.iter().any(|o| o == name) {
-            part(&bench).with_context(|| name.to_owned())?;
-        }
-    }
-    Ok(())
+    run_parts(&Bench { engines: Engines::start()?, sizes: *sizes }, &PARTS, only)
 }
 
 impl Bench {
